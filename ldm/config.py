@@ -1,0 +1,88 @@
+"""Sizes of the four parts of Stable Diffusion; the defaults are the published SD 1.5.
+
+Every number comes from a published config.json (stable-diffusion-v1-5). What can be derived from
+another number is a property, never a second setting.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """unet/config.json. Levels are listed finest first; raises ValueError for impossible sizes."""
+
+    channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    cross_attention: tuple[bool, ...] = (True, True, True, False)   # which levels have transformers
+    layers_per_block: int = 2
+    heads: tuple[int, ...] = (8, 8, 8, 8)   # "attention_head_dim" in the file, but it counts heads
+    context_dim: int = 768                  # width of the CLIP ViT-L/14 text encoder
+    latent_channels: int = 4
+    norm_groups: int = 32
+    sample_size: int = 64                   # side of the latents the model was trained on
+
+    def __post_init__(self) -> None:
+        if not len(self.channels) == len(self.cross_attention) == len(self.heads):
+            raise ValueError(
+                f"U-Net: {len(self.channels)} widths, {len(self.cross_attention)} level types and "
+                f"{len(self.heads)} head counts; expected one of each per level")
+        for width, heads in zip(self.channels, self.heads):
+            if width % heads or width % self.norm_groups:
+                raise ValueError(f"U-Net: width {width} does not divide into {heads} heads "
+                                 f"and {self.norm_groups} norm groups")
+
+    @property
+    def levels(self) -> int:
+        """Number of resolutions; each is half the one before."""
+        return len(self.channels)
+
+    @property
+    def time_dim(self) -> int:
+        """Width of the time embedding after its MLP: four times the first level, as published."""
+        return 4 * self.channels[0]
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """vae/config.json. Levels are listed finest first."""
+
+    channels: tuple[int, ...] = (128, 256, 512, 512)
+    layers_per_block: int = 2
+    latent_channels: int = 4
+    norm_groups: int = 32
+    scaling_factor: float = 0.18215   # absent from the published files; latent-diffusion's constant
+
+    def __post_init__(self) -> None:
+        bad = [c for c in self.channels if c % self.norm_groups]
+        if bad:
+            raise ValueError(f"VAE: widths {bad} do not divide into {self.norm_groups} norm groups")
+
+    @property
+    def factor(self) -> int:
+        """Pixels a latent cell spans on each side: 8 for SD."""
+        return 2 ** (len(self.channels) - 1)
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """text_encoder/config.json: CLIP ViT-L/14."""
+
+    vocab_size: int = 49408
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    mlp_width: int = 3072
+    context_length: int = 77
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"text encoder: width {self.width} does not divide "
+                             f"into {self.heads} heads")
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """scheduler/scheduler_config.json: the "scaled linear" noise schedule."""
+
+    train_timesteps: int = 1000
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
