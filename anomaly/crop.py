@@ -1,0 +1,154 @@
+"""The square crop around a defect that training and sampling share, and its augmentation.
+
+A scratch that fills a thousandth of a photograph covers no latent cell worth learning from; in a crop
+around it, it covers many. The same rule frames training photographs, masks for the mask model, and the
+place in a normal photograph where a defect will be painted.
+
+departs from the paper: it trains on whole images at 256 px.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+MARGIN = 1.25           # crop side over the longer side of the mask's box
+MAX_ANGLE = 10.0        # degrees of the augmentation's rotation, either way
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A square in photograph pixels; it may reach outside the photograph."""
+
+    left: int
+    top: int
+    side: int
+
+
+@dataclass(frozen=True)
+class Cropped:
+    """What the models see of one photograph, or of a normal one with a mask to be painted."""
+
+    image: Tensor       # (3, size, size) in [-1, 1]
+    mask: Tensor        # (size, size) bool: every pixel that the photograph's mask touches
+    cells: Tensor       # (size / f, size / f) bool: every latent cell that it touches
+
+
+def box(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """left, top, right, bottom of the True pixels; right and bottom exclusive. The mask is not empty."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def _start(low: int, high: int, side: int, extent: int, rng: np.random.Generator | None) -> int:
+    """First pixel of the crop along one axis, for a mask box low..high and a photograph of extent.
+
+    The crop contains the box. It stays inside the photograph if it can, else it contains the
+    photograph. In the middle of what is allowed round the box's centre, or anywhere allowed with rng.
+    """
+    first, last = high - side, low                                  # all that contain the box
+    first, last = max(first, min(0, extent - side)), min(last, max(0, extent - side))
+    if rng is not None:
+        return int(rng.integers(first, last + 1))
+    return min(max((low + high - side) // 2, first), last)
+
+
+def defect_crop(mask: np.ndarray, size: int, rng: np.random.Generator | None = None) -> Crop:
+    """The crop for a mask (h, w): max(1.25 x its longer side, size / 4), at most the photograph's
+    longer side. size is the models' image size in pixels. With rng its place is jittered."""
+    left, top, right, bottom = box(mask)
+    height, width = mask.shape
+    side = min(max(round(MARGIN * max(right - left, bottom - top)), size // 4, 1), max(height, width))
+    return Crop(_start(left, right, side, width, rng), _start(top, bottom, side, height, rng), side)
+
+
+def _mirrored(start: int, side: int, extent: int) -> np.ndarray:
+    """Indices start..start+side-1 with those outside 0..extent-1 reflected back, edges repeated."""
+    i = np.arange(start, start + side) % (2 * extent)
+    return np.where(i < extent, i, 2 * extent - 1 - i)
+
+
+def touched(mask: np.ndarray, crop: Crop, grid: int) -> np.ndarray:
+    """bool (grid, grid) over the crop: True where any mask pixel overlaps the cell.
+
+    Exact for every ratio of pixels to cells, so a one-pixel scratch survives. Nothing outside the
+    photograph is mask: mirrored surroundings never count.
+    departs from the released code: it shrinks the mask bilinearly and cuts at 0.5, which loses thin defects.
+    """
+    inside = np.zeros((crop.side, crop.side), dtype=bool)
+    height, width = mask.shape
+    y0, y1 = max(crop.top, 0), min(crop.top + crop.side, height)
+    x0, x1 = max(crop.left, 0), min(crop.left + crop.side, width)
+    inside[y0 - crop.top:y1 - crop.top, x0 - crop.left:x1 - crop.left] = mask[y0:y1, x0:x1]
+    total = np.pad(inside.cumsum(0).cumsum(1), ((1, 0), (1, 0)))    # summed-area table
+    cell = np.arange(grid)
+    low, high = cell * crop.side // grid, -(-(cell + 1) * crop.side // grid)    # floor, ceil
+    count = (total[high][:, high] - total[low][:, high] - total[high][:, low] + total[low][:, low])
+    return count > 0
+
+
+def cut(photograph: np.ndarray, crop: Crop) -> np.ndarray:
+    """The crop's pixels, uint8 (side, side) or (side, side, 3); mirrored where it leaves the photograph."""
+    rows = _mirrored(crop.top, crop.side, photograph.shape[0])
+    columns = _mirrored(crop.left, crop.side, photograph.shape[1])
+    return photograph[rows][:, columns]
+
+
+def to_image(pixels: np.ndarray, size: int) -> Tensor:
+    """uint8 (s, s) or (s, s, 3) -> (3, size, size) in [-1, 1]; grey becomes three equal channels."""
+    resized = Image.fromarray(pixels).convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def take(photograph: np.ndarray, mask: np.ndarray, crop: Crop, size: int, factor: int) -> Cropped:
+    """Photograph and mask through the crop, at the models' image size and latent grid."""
+    return Cropped(to_image(cut(photograph, crop), size),
+                   torch.from_numpy(touched(mask, crop, size)),
+                   torch.from_numpy(touched(mask, crop, size // factor)))
+
+
+def rotate(photograph: np.ndarray, mask: np.ndarray, angle: float) -> tuple[np.ndarray, np.ndarray]:
+    """Both turned by angle degrees about the mask's centre, same size; corners filled by mirroring.
+
+    The mask is padded with background, so a filled corner is never mask and counts in no loss. Its cut
+    at a quarter keeps a single pixel alive at every angle (bilinear weights reach a quarter somewhere).
+    """
+    left, top, right, bottom = box(mask)
+    height, width = mask.shape
+    pad = int(np.hypot(height, width) * abs(np.sin(np.radians(angle)))) + 2
+    rows, columns = _mirrored(-pad, height + 2 * pad, height), _mirrored(-pad, width + 2 * pad, width)
+    grown = photograph[rows][:, columns]
+    centre = ((left + right) / 2 + pad, (top + bottom) / 2 + pad)
+    turned = Image.fromarray(grown).rotate(angle, Image.Resampling.BICUBIC, center=centre)
+    grown_mask = Image.fromarray(np.pad(mask, pad).astype(np.uint8) * 255)
+    turned_mask = grown_mask.rotate(angle, Image.Resampling.BILINEAR, center=centre)
+    window = (slice(pad, pad + height), slice(pad, pad + width))
+    return np.asarray(turned)[window], np.asarray(turned_mask)[window] > 62
+
+
+def augmented(photograph: np.ndarray, mask: np.ndarray, size: int, factor: int, flip: bool,
+              rng: np.random.Generator) -> Cropped:
+    """One random view: flips (unless flip is False), a small rotation, then a jittered crop.
+
+    departs from the released code: it rotates one way by up to 20 degrees over black corners, with one
+    draw and one crop box for a whole batch; here every sample has its own.
+    """
+    if flip and rng.random() < 0.5:
+        photograph, mask = photograph[:, ::-1], mask[:, ::-1]
+    if flip and rng.random() < 0.5:
+        photograph, mask = photograph[::-1], mask[::-1]
+    photograph, mask = np.ascontiguousarray(photograph), np.ascontiguousarray(mask)
+    turned, turned_mask = rotate(photograph, mask, rng.uniform(-MAX_ANGLE, MAX_ANGLE))
+    if turned_mask.any():       # a mask in a corner can be turned out of the photograph
+        photograph, mask = turned, turned_mask
+    return take(photograph, mask, defect_crop(mask, size, rng), size, factor)
+
+
+def thin(cropped: Cropped) -> bool:
+    """True if no square of two by two latent cells fits into the mask: such defects are painted poorly."""
+    side = 2 * cropped.mask.shape[-1] // cropped.cells.shape[-1]
+    background = 1.0 - cropped.mask.float()[None, None]
+    return bool(F.max_pool2d(background, side, stride=1).min() > 0)

@@ -1,0 +1,30 @@
+"""The painted crop back into its photograph: inside the mask only, at the photograph's own resolution."""
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from anomaly.crop import Crop
+
+
+def composite(photograph: np.ndarray, mask: np.ndarray, crop: Crop, painted: Tensor) -> np.ndarray:
+    """photograph uint8 (h, w) or (h, w, 3), mask bool (h, w), painted (3, size, size) in [-1, 1] -> uint8.
+
+    Every pixel outside the mask is the photograph's own; mirrored surroundings are never pasted, because
+    no mask pixel lies there. Raises RuntimeError if the decoded picture is not finite.
+    """
+    if not painted.isfinite().all():
+        raise RuntimeError("the decoded picture has values that are not finite; nothing was written for it")
+    pixels = ((painted.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
+    patch = Image.fromarray(pixels).resize((crop.side, crop.side), Image.Resampling.BICUBIC)
+    patch = np.asarray(patch.convert("L") if photograph.ndim == 2 else patch)
+    rows, columns = np.nonzero(mask)
+    out = photograph.copy()
+    out[rows, columns] = patch[rows - crop.top, columns - crop.left]
+    return out
+
+
+def change(before: np.ndarray, after: np.ndarray, mask: np.ndarray) -> float:
+    """Mean absolute change under the mask, 0 (nothing was painted) to 1."""
+    difference = np.abs(after[mask].astype(np.int16) - before[mask].astype(np.int16))
+    return float(difference.mean() / 255)

@@ -1,0 +1,71 @@
+"""Files that are whole or not there: written under a temporary name, then renamed."""
+
+import csv
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`; renamed to it when the block ends well, removed when it fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".part")     # one name: a killed run's is overwritten
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_image(path: Path, pixels: np.ndarray) -> None:
+    """uint8 (h, w) or (h, w, 3) -> PNG, or JPEG by the suffix."""
+    with replacing(path) as temporary:
+        kind = "PNG" if path.suffix == ".png" else "JPEG"
+        Image.fromarray(pixels).save(temporary, format=kind, quality=90)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """A safetensors file."""
+    with replacing(path) as temporary:
+        # Clones: safetensors refuses tensors that share memory, as expanded or sliced ones do.
+        save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, temporary, metadata)
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Indented JSON."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def write_rows(path: Path, columns: list[str], rows: list[dict]) -> None:
+    """A CSV file with a header."""
+    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def append_rows(path: Path, columns: list[str], rows: list[dict]) -> None:
+    """More rows for a CSV file that exists; a torn last line is the reader's to drop."""
+    with open(path, "a", newline="", encoding="utf-8") as file:
+        csv.DictWriter(file, columns).writerows(rows)
+
+
+def read_rows(path: Path, columns: list[str]) -> list[dict]:
+    """The whole rows of a CSV file; [] if there is none. A line torn by a kill is left out."""
+    if not path.is_file():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        text = file.read()
+    whole = text[:text.rfind("\n") + 1]
+    return [row for row in csv.DictReader(whole.splitlines()) if set(row) == set(columns)
+            and None not in row.values()]

@@ -1,0 +1,206 @@
+"""The folder of a training run: what was asked, what was learned, and what resuming needs.
+
+    RUN/config.json                               options, versions, checkpoint hash, every training file
+    RUN/loss.csv                                  a row a step
+    RUN/embeddings/OBJECT-DEFECT.safetensors      e_a, one tensor under "<object-defect>": opens in diffusers
+    RUN/mask_embeddings/OBJECT-DEFECT.safetensors e_m, under "<object-defect-mask>"
+    RUN/spatial_encoder.safetensors               E
+    RUN/latent_to_rgb.safetensors                 the (4, 3) map of the re-weighting
+    RUN/state/{image,mask}.safetensors            parameters and Adam's moments, their step in the metadata
+    RUN/preview.jpg
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from anomaly.dataset import Defect, Example
+from anomaly.output.files import append_rows, read_rows, write_json, write_rows, write_tensors
+from anomaly.prompt import PROMPT
+from anomaly.train import Record
+
+LOSS_COLUMNS = ["stage", "step", "defect", "loss", "e_a", "e_s", "e_m"]    # e_*: norms, in norms of a word
+SAVE_EVERY = 100        # steps between states
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder and its config.json."""
+
+    folder: Path
+    config: dict
+
+    @property
+    def defects(self) -> list[Defect]:
+        """What the run learned, with its training files."""
+        return [Defect(d["object"], d["defect"],
+                       tuple(Example(Path(e["image"]), Path(e["mask"])) for e in d["train"]),
+                       None if d["normals"] is None else Path(d["normals"]))
+                for d in self.config["defects"]]
+
+
+def describe(defects: list[Defect]) -> list[dict]:
+    """Defects for config.json, paths absolute."""
+    return [{"object": d.object, "defect": d.name,
+             "normals": None if d.normals is None else str(d.normals.resolve()),
+             "train": [{"image": str(e.image.resolve()), "mask": str(e.mask.resolve())}
+                       for e in d.examples]} for d in defects]
+
+
+def read_run(folder: Path) -> Run:
+    """The run in a folder; FileNotFoundError or ValueError if there is none."""
+    path = folder / "config.json"
+    if not path.is_file():
+        what = "no config.json in it" if folder.is_dir() else "no such folder"
+        raise FileNotFoundError(f"{folder}: not a training run ({what}); train one with "
+                                f"train_embed.py --out {folder}")
+    try:
+        run = Run(folder, json.loads(path.read_text(encoding="utf-8")))
+        _ = run.defects, run.config["options"]["steps"], run.config["weights_sha256"], run.config["size"]
+    except (ValueError, KeyError, TypeError, AttributeError) as err:
+        raise ValueError(f"{path}: not a run's config.json ({type(err).__name__}: {err}); "
+                         f"train again into another folder") from None
+    return run
+
+
+def start_run(folder: Path, config: dict, resume: bool) -> Run:
+    """Create the run, or find the one to resume; config as it is to be written.
+
+    Raises FileExistsError if a run is there without resume, ValueError if the one to resume was made with
+    other options (--steps may grow, the checkpoint may have moved), other files or another model.
+    """
+    if not resume:
+        if (folder / "config.json").exists():
+            raise FileExistsError(f"{folder}: holds a training run already; continue it with --resume or "
+                                  f"choose another --out")
+        if folder.exists() and not folder.is_dir():
+            raise FileExistsError(f"{folder}: is a file; --out takes a folder")
+        write_json(folder / "config.json", config)
+        return Run(folder, config)
+    old = read_run(folder)
+    check_weights(old, config["options"]["weights"], config["weights_sha256"])
+    for name, value in config["options"].items():
+        before = old.config["options"].get(name)
+        if name not in ("steps", "weights") and value != before:
+            raise ValueError(f"--{name.replace('_', '-')}: {value!r}, but the run in {folder} was made with "
+                             f"{before!r}; resume with that or train into another --out")
+    if config["defects"] != old.config["defects"]:
+        raise ValueError(f"--data: the training files differ from those in {folder}/config.json; "
+                         f"restore them or train into another --out")
+    if config["options"]["steps"] < old.config["options"]["steps"]:
+        raise ValueError(f"--steps: {config['options']['steps']}, but the run in {folder} has "
+                         f"{old.config['options']['steps']}; --resume takes as many or more")
+    write_json(folder / "config.json", config)
+    return Run(folder, config)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a file that a run wrote."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: not found; training did not finish, run train_embed.py with "
+                                f"--resume") from None
+    except (SafetensorError, OSError) as err:
+        raise ValueError(f"{path}: damaged ({err}); train again") from None
+
+
+def save_state(run: Run, stage: str, learner: nn.Module, optimizer: torch.optim.Optimizer,
+               step: int, records: Iterable[Record]) -> None:
+    """loss.csv first, then the state: rows beyond the state's step are dropped on resuming."""
+    append_rows(run.folder / "loss.csv", LOSS_COLUMNS, [
+        {"stage": stage, "step": r.step, "defect": r.stem, "loss": f"{r.loss:.6g}",
+         **{name: f"{norm:.4g}" for name, norm in r.norms.items()}} for r in records])
+    tensors = {}
+    for name, parameter in learner.named_parameters():
+        tensors[name] = parameter
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{name}|{key}"] = value
+    write_tensors(run.folder / "state" / f"{stage}.safetensors", tensors, {"step": str(step)})
+
+
+def load_state(run: Run, stage: str, learner: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Put the saved state into learner and optimizer; returns its step, 0 if none was saved."""
+    path = run.folder / "state" / f"{stage}.safetensors"
+    if not path.exists():
+        return 0
+    tensors, metadata = read_tensors(path)
+    parameters = dict(learner.named_parameters())
+    if not set(parameters) <= set(tensors):
+        raise ValueError(f"{path}: not this run's state; train again into another folder")
+    for name, parameter in parameters.items():
+        parameter.data.copy_(tensors[name])
+        moments = {key.split("|")[1]: value for key, value in tensors.items() if key.startswith(name + "|")}
+        if moments:     # a defect that had no turn yet has none
+            optimizer.state[parameter] = {
+                key: value if key == "step" else value.to(parameter.device) for key, value in moments.items()}
+    return int(metadata["step"])
+
+
+def open_losses(run: Run, stage: str, step: int) -> None:
+    """Make loss.csv end where the state does: this stage's rows up to step, and all other stages'."""
+    path = run.folder / "loss.csv"
+    rows = [r for r in read_rows(path, LOSS_COLUMNS) if r["stage"] != stage or int(r["step"]) <= step]
+    write_rows(path, LOSS_COLUMNS, rows)
+
+
+def sort_losses(run: Run) -> None:
+    """Image steps, then mask steps: an extended run ends with the file of an unbroken one."""
+    path = run.folder / "loss.csv"
+    rows = sorted(read_rows(path, LOSS_COLUMNS), key=lambda r: (r["stage"], int(r["step"])))
+    write_rows(path, LOSS_COLUMNS, rows)
+
+
+def _metadata(run: Run, **more: str) -> dict[str, str]:
+    return {"format": "pt", "prompt": PROMPT, "steps": str(run.config["options"]["steps"]),
+            "weights_sha256": run.config["weights_sha256"], **more}
+
+
+def save_vectors(run: Run, folder: str, suffix: str, vectors: nn.ParameterDict) -> None:
+    """One file a defect; the key is lower case because CLIP's tokenizer lower-cases the prompts."""
+    for defect in run.defects:
+        key = f"<{defect.stem.lower()}{suffix}>"
+        write_tensors(run.folder / folder / f"{defect.stem}.safetensors", {key: vectors[defect.stem].float()},
+                      _metadata(run, object=defect.object, defect=defect.name))
+
+
+def _check_steps(run: Run, path: Path, metadata: dict[str, str]) -> None:
+    found, expected = metadata.get("steps"), str(run.config["options"]["steps"])
+    if found != expected:
+        raise ValueError(f"{path}: after {found} steps of {expected}; training did not finish, "
+                         f"run train_embed.py with --resume")
+
+
+def load_vectors(run: Run, folder: str, defect: Defect) -> Tensor:
+    """The (k, d) vectors of a defect; ValueError if they are older than config.json."""
+    path = run.folder / folder / f"{defect.stem}.safetensors"
+    tensors, metadata = read_tensors(path)
+    _check_steps(run, path, metadata)
+    return next(iter(tensors.values()))
+
+
+def save_module(run: Run, name: str, tensors: dict[str, Tensor]) -> None:
+    """RUN/name.safetensors: the spatial encoder, or the latent-to-RGB map."""
+    write_tensors(run.folder / f"{name}.safetensors", tensors, _metadata(run))
+
+
+def load_module(run: Run, name: str) -> dict[str, Tensor]:
+    """What save_module wrote; ValueError if it is older than config.json."""
+    path = run.folder / f"{name}.safetensors"
+    tensors, metadata = read_tensors(path)
+    _check_steps(run, path, metadata)
+    return tensors
+
+
+def check_weights(run: Run, path: str, sha256: str) -> None:
+    """ValueError if the checkpoint at path, with this fingerprint, is not the one the run was made with."""
+    made_with = run.config["weights_sha256"]
+    if sha256 != made_with:
+        raise ValueError(f"{run.folder}: made with another model than {path} (sha256 {made_with[:12]}, "
+                         f"found {sha256[:12]}); use the model of the run or train again")

@@ -1,0 +1,43 @@
+"""Pictures to judge by: the preview of a training run and the contact sheet of generated pairs."""
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+TILE = 128      # pixels a side of each picture on a sheet
+LABEL = 16      # pixels for the line of text above a row
+
+
+def to_pixels(image: Tensor) -> np.ndarray:
+    """(3, h, w) in [-1, 1] -> uint8 (h, w, 3)."""
+    return ((image.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
+
+
+def sheet(rows: list[tuple[str, list[np.ndarray]]]) -> np.ndarray:
+    """Labelled rows of pictures, uint8 (h, w) or (h, w, 3) of any size -> one uint8 picture."""
+    columns = max(len(pictures) for _, pictures in rows)
+    canvas = Image.new("RGB", (columns * (TILE + 4), len(rows) * (TILE + LABEL + 4)), (32, 32, 32))
+    draw = ImageDraw.Draw(canvas)
+    for r, (label, pictures) in enumerate(rows):
+        top = r * (TILE + LABEL + 4)
+        draw.text((2, top + 2), label, fill=(230, 230, 230))
+        for c, picture in enumerate(pictures):
+            tile = Image.fromarray(picture).convert("RGB")
+            scale = TILE / max(tile.size)
+            tile = tile.resize([max(1, round(s * scale)) for s in tile.size], Image.Resampling.BICUBIC)
+            canvas.paste(tile, (c * (TILE + 4), top + LABEL))
+    return np.asarray(canvas)
+
+
+def framed(photograph: np.ndarray, left: int, top: int, side: int) -> np.ndarray:
+    """The photograph with a frame drawn round a square, uint8 (h, w, 3)."""
+    picture = Image.fromarray(photograph).convert("RGB")
+    width = max(1, max(picture.size) // 128)
+    ImageDraw.Draw(picture).rectangle((left, top, left + side, top + side), outline=(255, 64, 64), width=width)
+    return np.asarray(picture)
+
+
+def mask_pixels(mask: Tensor) -> np.ndarray:
+    """bool (h, w) -> uint8 0 and 255."""
+    return mask.to(torch.uint8).mul(255).numpy()
