@@ -27,6 +27,11 @@ class Crop:
     top: int
     side: int
 
+    def inside(self, height: int, width: int) -> tuple[slice, slice]:
+        """Rows and columns of the photograph that the crop covers."""
+        return (slice(max(self.top, 0), min(self.top + self.side, height)),
+                slice(max(self.left, 0), min(self.left + self.side, width)))
+
 
 @dataclass(frozen=True)
 class Cropped:
@@ -78,12 +83,11 @@ def touched(mask: np.ndarray, crop: Crop, grid: int) -> np.ndarray:
     photograph is mask: mirrored surroundings never count.
     departs from the released code: it shrinks the mask bilinearly and cuts at 0.5, which loses thin defects.
     """
-    inside = np.zeros((crop.side, crop.side), dtype=bool)
-    height, width = mask.shape
-    y0, y1 = max(crop.top, 0), min(crop.top + crop.side, height)
-    x0, x1 = max(crop.left, 0), min(crop.left + crop.side, width)
-    inside[y0 - crop.top:y1 - crop.top, x0 - crop.left:x1 - crop.left] = mask[y0:y1, x0:x1]
-    total = np.pad(inside.cumsum(0).cumsum(1), ((1, 0), (1, 0)))    # summed-area table
+    rows, columns = crop.inside(*mask.shape)
+    pixels = np.zeros((crop.side, crop.side), dtype=bool)
+    pixels[rows.start - crop.top:rows.stop - crop.top,
+           columns.start - crop.left:columns.stop - crop.left] = mask[rows, columns]
+    total = np.pad(pixels.cumsum(0).cumsum(1), ((1, 0), (1, 0)))    # summed-area table
     cell = np.arange(grid)
     low, high = cell * crop.side // grid, -(-(cell + 1) * crop.side // grid)    # floor, ceil
     count = (total[high][:, high] - total[low][:, high] - total[high][:, low] + total[low][:, low])

@@ -73,7 +73,8 @@ def accepted(mask: Tensor, real: list[MaskShape], factor: int) -> bool:
 def sample_masks(sd: StableDiffusion, e_m: Tensor, noise: Tensor, steps: int) -> Tensor:
     """e_m (k', d), noise (b, 4, h, w) -> bool (b, size, size): crop masks, none tested yet.
 
-    Without guidance: it narrows what is drawn, and masks are wanted as varied as the real ones.
+    departs from the released code: no guidance (it has a scale of 5), which narrows what is drawn, and masks
+    are wanted as varied as the real ones.
     """
     context = learned_context(sd, e_m[None].expand(len(noise), -1, -1))
     no_guidance = Guidance(1.0, context[:1])

@@ -5,6 +5,7 @@
 y_0 is the latent of the normal photograph, m the mask on the latent grid.
 departs from the released code: eta 0 instead of 1, and the last step ends in y_0 outside the mask; it
 blends before each call and leaves the last one unblended, so the whole image changes.
+departs from the paper: classifier-free guidance, which neither it nor its code uses for anomalies.
 """
 
 from collections.abc import Callable, Iterator

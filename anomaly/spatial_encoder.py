@@ -78,15 +78,15 @@ class SpatialEncoder(nn.Module):
 
     @staticmethod
     def planes(masks: Tensor) -> Tensor:
-        """(b, s, s) -> (b, 4, s, s): the mask, x and y in -1..1, and log(area / s^2) / 5.
+        """(b, s, s) -> (b, 4, s, s): the mask m, m * x and m * y with x, y in -1..1, log(|m| / s^2) / 2.5.
 
-        Convolutions see neither where they are nor how much there is; the three planes say both.
+        Convolutions see neither where they are nor how much there is. x and y stand on the mask only: over
+        the whole picture they drown a small mask (the place could be read from e_s less well).
         """
         mask = masks.float()
-        axis = torch.linspace(-1, 1, mask.shape[-1], device=mask.device)
-        log_area = mask.mean(dim=(1, 2)).clamp_min(1e-6).log()[:, None, None]
-        return torch.stack([mask, axis[None, None, :].expand_as(mask), axis[None, :, None].expand_as(mask),
-                            (log_area / 5).expand_as(mask)], dim=1)
+        x = torch.linspace(-1, 1, mask.shape[-1], device=mask.device)
+        log_area = mask.mean(dim=(1, 2), keepdim=True).clamp_min(1e-6).log() / 2.5
+        return torch.stack([mask, mask * x, mask * x[:, None], log_area.expand_as(mask)], dim=1)
 
     def forward(self, masks: Tensor) -> Tensor:
         x = self.stem(self.planes(masks))

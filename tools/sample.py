@@ -31,7 +31,7 @@ WEIGH = {"paper": reweight.paper, "literal": reweight.literal, "released": rewei
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The options of design section 6 that sampling has."""
-    parser = Parser("Paint learned defects into defect-free photographs.")
+    parser = Parser("sample.py", "Paint learned defects into defect-free photographs.")
     add = parser.add_argument
     add("--run", type=Path, default=Path("runs/demo"), help="the folder train_embed.py wrote")
     add("--only", help="OBJECT/DEFECT,...: paint these only")
@@ -98,6 +98,9 @@ def prepare_masks(args: argparse.Namespace, run: runs.Run, sd: StableDiffusion, 
     size = run.config["size"]
     stamps = training_stamps(defect.examples, size)
     if args.masks == "learned":
+        if run.config["options"]["no_masks"]:
+            raise ValueError(f"--masks learned: {run.folder} has no mask_embeddings, it was trained with "
+                             f"--no-masks; use --masks train")
         e_m = runs.load_vectors(run, "mask_embeddings", defect).to(sd.device)
         return generate.learned_masks(sd, e_m, defect, stamps, normals, size, args.steps), len(stamps)
     usable = []

@@ -37,7 +37,7 @@ VIEWS = 64      # augmented pictures a defect, at least 4 of each photograph
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The options of design section 6 that training has."""
-    parser = Parser("Learn defects from photographs with masks.")
+    parser = Parser("train_embed.py", "Learn defects from photographs with masks.")
     add = parser.add_argument
     add("--weights", type=Path, required=True, help="Stable Diffusion 1.x folder in diffusers layout")
     add("--data", type=Path, help="data set in MVTec AD layout: one category, or a folder of them")

@@ -13,12 +13,19 @@ from tqdm import tqdm
 T = TypeVar("T")
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the default of every option that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """argparse, but a mistake is one line on stderr and exit 2, not the whole usage."""
 
-    def __init__(self, description: str):
-        super().__init__(description=description, allow_abbrev=False,
-                         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    def __init__(self, prog: str, description: str):
+        super().__init__(prog=prog, description=description, allow_abbrev=False,
+                         formatter_class=HelpFormatter)
 
     def error(self, message: str) -> NoReturn:
         message = message.replace("unrecognized arguments:", "unknown option")

@@ -38,6 +38,18 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     with replacing(path) as temporary:
         # Clones: safetensors refuses tensors that share memory, as expanded or sliced ones do.
         save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, temporary, metadata)
+        _sort_metadata(temporary)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Rewrite a safetensors header with its metadata in order: the library's order changes from run to run."""
+    with open(path, "r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        file.seek(8)
+        file.write(text.ljust(length))      # the format pads its header with spaces
 
 
 def write_json(path: Path, content: dict) -> None:

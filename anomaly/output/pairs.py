@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from anomaly.crop import cut, defect_crop
+from anomaly.crop import defect_crop
 from anomaly.dataset import Defect, read_mask, read_photograph, slug
 from anomaly.output.files import append_rows, read_rows, write_image, write_json, write_rows
 from anomaly.output.generate import Painted
@@ -99,5 +99,6 @@ class PairFolder:
         before = read_photograph(Path(row["normal"]))
         crop = defect_crop(mask, size)
         label = f"{row['object']}/{row['defect']} {int(row['k']):05d}  change {float(row['change']):.3f}"
-        return label, [framed(after, crop.left, crop.top, crop.side), cut(before, crop),
-                       cut(mask.astype(np.uint8) * 255, crop), cut(after, crop)]
+        window = crop.inside(*mask.shape)
+        return label, [framed(after, crop.left, crop.top, crop.side), before[window],
+                       mask[window].astype(np.uint8) * 255, after[window]]

@@ -57,8 +57,8 @@ def read_run(folder: Path) -> Run:
     path = folder / "config.json"
     if not path.is_file():
         what = "no config.json in it" if folder.is_dir() else "no such folder"
-        raise FileNotFoundError(f"{folder}: not a training run ({what}); train one with "
-                                f"train_embed.py --out {folder}")
+        raise FileNotFoundError(f"{folder}: not a training run ({what}); train one first: "
+                                f"train_embed.py --out {folder}, without --resume")
     try:
         run = Run(folder, json.loads(path.read_text(encoding="utf-8")))
         _ = run.defects, run.config["options"]["steps"], run.config["weights_sha256"], run.config["size"]

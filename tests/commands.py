@@ -1,0 +1,36 @@
+"""Run the tools: in this process, where a tool's imports are paid once, or as a user does."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from anomaly.output.console import run_tool
+
+ROOT = Path(__file__).parent.parent
+
+
+def _module(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+TOOLS = {name: _module(name) for name in ("train_embed", "sample")}
+
+
+def call(tool, *argv):
+    """Exit code of a tool with these arguments, in this process."""
+    try:
+        return run_tool(f"{tool}.py", lambda: TOOLS[tool].main([str(a) for a in argv]))
+    except SystemExit as end:
+        return end.code
+
+
+def start(tool, *argv):
+    """The tool as a process of its own, on one thread like the tests: the bytes are to be compared."""
+    return subprocess.Popen([sys.executable, ROOT / "tools" / f"{tool}.py", *map(str, argv)], text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            env={**os.environ, "OMP_NUM_THREADS": "1"})

@@ -1,0 +1,34 @@
+"""Shared fixtures: a small random checkpoint, and the photographs where there are any."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from checkpoint import save_checkpoint
+from weights import load
+
+torch.set_num_threads(1)      # several test runs on one machine do not fight for its cores
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory) -> Path:
+    """A diffusers folder with small random weights."""
+    return save_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="session")
+def sd(checkpoint):
+    """It, loaded on the CPU."""
+    return load(checkpoint)
+
+
+@pytest.fixture(scope="session")
+def photographs() -> Path:
+    """The magnetic-tile photographs: DEFECT_PHOTOS is a category in MVTec AD layout."""
+    path = os.environ.get("DEFECT_PHOTOS")
+    if not path:
+        pytest.skip("DEFECT_PHOTOS is not set: no real photographs to test with")
+    assert (Path(path) / "ground_truth").is_dir(), f"DEFECT_PHOTOS={path} is not a data set"
+    return Path(path)

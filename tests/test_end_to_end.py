@@ -1,0 +1,224 @@
+"""The two commands on real photographs with a small random checkpoint.
+
+It paints noise: what is tested is everything that must hold whatever a checkpoint can paint.
+"""
+
+import csv
+import json
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from anomaly.dataset import read_mask, read_photograph
+from commands import call, start
+from safetensors.torch import load_file
+
+
+def files_of(folder):
+    """Every file below a folder with its bytes."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def same_run(a, b):
+    """Equal files; config.json may differ, it does not hold what was learned."""
+    a, b = files_of(a), files_of(b)
+    assert a.keys() == b.keys()
+    return [name for name in a if a[name] != b[name]]
+
+
+@pytest.fixture(scope="module")
+def trained(checkpoint, photographs, tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "mt"
+    assert call("train_embed", "--weights", checkpoint, "--data", photographs, "--out", run,
+                "--steps", 4, "--batch-size", 2) == 0
+    return run
+
+
+@pytest.fixture(scope="module")
+def generated(trained, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out") / "generated"
+    assert call("sample", "--run", trained, "--masks", "train", "--out", out, "--n", 6, "--steps", 3,
+                "--batch-size", 4) == 0
+    return out
+
+
+def rows_of(out):
+    with open(out / "_meta/manifest.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_run_folder_holds_what_design_says(trained, photographs):
+    config = json.loads((trained / "config.json").read_text())
+    assert [d["defect"] for d in config["defects"]] == ["blowhole", "break", "crack"]
+    assert all(len(d["train"]) == 6 for d in config["defects"])     # floor(18 / 3)
+    assert config["defects"][0]["train"][-1]["image"].endswith("blowhole/005.jpg")
+    rows = list(csv.DictReader((trained / "loss.csv").open()))
+    assert len(rows) == 2 * 3 * 4
+    norms = [float(r[e]) for r in rows for e in ("e_a", "e_s", "e_m") if r[e]]
+    assert len(norms) == 3 * 12 and all(0.15 < n < 4 for n in norms)
+    tensors = load_file(trained / "embeddings" / f"{photographs.name}-crack.safetensors")
+    assert {k: tuple(v.shape) for k, v in tensors.items()} == {f"<{photographs.name}-crack>": (8, 32)}
+    masks = load_file(trained / "mask_embeddings" / f"{photographs.name}-crack.safetensors")
+    assert {k: tuple(v.shape) for k, v in masks.items()} == {f"<{photographs.name}-crack-mask>": (4, 32)}
+    assert Image.open(trained / "preview.jpg").width > 500
+
+
+def test_every_pair_keeps_its_photograph_outside_a_binary_mask(generated):
+    rows = rows_of(generated)
+    assert len(rows) == 18
+    for row in rows:
+        before, after = read_photograph(Path(row["normal"])), read_photograph(generated / row["image"])
+        assert Image.open(generated / row["image"]).mode == Image.open(row["normal"]).mode
+        stored = Image.open(generated / row["mask"])
+        assert stored.mode == "L" and set(np.unique(stored)) == {0, 255}
+        mask = read_mask(generated / row["mask"])
+        assert after.shape == before.shape and mask.shape == before.shape[:2]
+        assert np.array_equal(after[~mask], before[~mask])
+        changed = np.abs(after[mask].astype(int) - before[mask]).mean() / 255
+        assert changed > 0 and changed == pytest.approx(float(row["change"]), rel=1e-4)
+
+
+def test_the_folder_obeys_anomalibs_loaders(generated, photographs):
+    """conventions.md 3b: fixed width of four or more, one mask an image in the same order, no other PNG."""
+    category = generated / photographs.name
+    assert sorted(p.name for p in category.iterdir()) == ["ground_truth", "test"]
+    for defect in ("blowhole", "break", "crack"):
+        images = sorted((category / "test" / defect).iterdir())
+        masks = sorted((category / "ground_truth" / defect).iterdir())
+        assert [p.name for p in images] == [f"{k:05d}.png" for k in range(6)]
+        assert [p.name for p in masks] == [f"{k:05d}_mask.png" for k in range(6)]
+    assert not [p for p in generated.rglob("*.png") if p.parts[-3] not in ("test", "ground_truth")]
+    assert sorted(p.name for p in (generated / "_meta").iterdir()) == [
+        "config.json", "contact_sheet.jpg", "manifest.csv"]
+
+
+def test_the_same_command_gives_the_same_bytes(trained, generated, checkpoint, photographs, tmp_path):
+    assert call("train_embed", "--weights", checkpoint, "--data", photographs, "--out", tmp_path / "run",
+                "--steps", 4, "--batch-size", 2) == 0
+    assert same_run(trained, tmp_path / "run") == []
+    assert call("sample", "--run", tmp_path / "run", "--masks", "train", "--out", tmp_path / "out", "--n", 6,
+                "--steps", 3, "--batch-size", 4) == 0
+    assert same_run(generated, tmp_path / "out") == []
+
+
+def test_a_pair_does_not_depend_on_n_or_the_other_defects_and_n_can_grow(trained, generated, photographs, tmp_path):
+    command = ["--run", trained, "--masks", "train", "--out", tmp_path, "--steps", 3, "--batch-size", 4,
+               "--only", f"{photographs.name}/crack"]
+    assert call("sample", *command, "--n", 1) == 0
+    image = f"{photographs.name}/test/crack/00000.png"
+    assert (tmp_path / image).read_bytes() == (generated / image).read_bytes()
+    assert call("sample", *command, "--n", 5) == 0
+    for k in range(5):
+        image = f"{photographs.name}/test/crack/{k:05d}.png"
+        assert (tmp_path / image).read_bytes() == (generated / image).read_bytes()
+    assert len(rows_of(tmp_path)) == 5
+
+
+def test_learned_masks_of_a_random_checkpoint_end_in_one_line(trained, tmp_path, capsys):
+    assert call("sample", "--run", trained, "--masks", "learned", "--out", tmp_path / "out", "--n", 2,
+                "--steps", 2, "--batch-size", 8) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "none of 64 masks was accepted; use --masks train" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_learned_masks_that_look_real_are_placed_and_painted(trained, photographs, tmp_path, monkeypatch):
+    """A stand-in for a trained mask model: noise, but sometimes a mask that lies within the real range."""
+    import torch
+    from anomaly.mask_model import mask_picture
+    from anomaly.output import generate
+    real = mask_picture(read_mask(photographs / "ground_truth/blowhole/001_mask.png"), 64, 4).mask
+
+    def stand_in(sd, e_m, noise, steps):
+        good = noise.flatten(1)[:, 0] > 0.7
+        return torch.where(good[:, None, None], real, torch.zeros_like(real))
+    monkeypatch.setattr(generate, "sample_masks", stand_in)
+    command = ["sample", "--run", trained, "--only", f"{photographs.name}/blowhole", "--steps", 2]
+    assert call(*command, "--out", tmp_path / "a", "--n", 4, "--batch-size", 4) == 0
+    rows = rows_of(tmp_path / "a")
+    assert [r["mask_source"] for r in rows] == ["learned"] * 4
+    areas = [read_mask(tmp_path / "a" / r["mask"]).sum() for r in rows]
+    assert all(20 < area < 400 for area in areas)       # at the training masks' size in pixels
+    assert call(*command, "--out", tmp_path / "b", "--n", 4, "--batch-size", 2) == 0
+    for row in rows:    # a pair's mask does not depend on who shares its batch
+        assert (tmp_path / "a" / row["mask"]).read_bytes() == (tmp_path / "b" / row["mask"]).read_bytes()
+
+
+def test_one_photograph_and_one_mask_make_one_pair(trained, photographs, tmp_path):
+    mask = photographs / "ground_truth/crack/007_mask.png"
+    photograph = photographs / "test/crack/007.jpg"
+    assert call("sample", "--run", trained, "--only", f"{photographs.name}/crack", "--normals", photograph,
+                "--masks", mask, "--out", tmp_path, "--steps", 2, "--batch-size", 1) == 0
+    row, = rows_of(tmp_path)
+    assert np.array_equal(read_mask(tmp_path / row["mask"]), read_mask(mask))
+    assert row["normal"] == str(photograph) and row["mask_source"] == str(mask)
+
+
+@pytest.mark.parametrize("mode", ["literal", "released", "constant", "off"])
+def test_every_reweighting_paints_and_paints_differently(trained, generated, photographs, tmp_path, mode):
+    assert call("sample", "--run", trained, "--masks", "train", "--out", tmp_path, "--n", 1, "--steps", 3,
+                "--batch-size", 4, "--reweight", mode, "--only", f"{photographs.name}/break") == 0
+    image = f"{photographs.name}/test/break/00000.png"
+    mask = f"{photographs.name}/ground_truth/break/00000_mask.png"
+    assert (tmp_path / mask).read_bytes() == (generated / mask).read_bytes()
+    assert (tmp_path / image).read_bytes() != (generated / image).read_bytes()
+
+
+def wait_for(process, path, seconds=120):
+    """Until the file is there; the process must still be running then."""
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None and time.monotonic() < end, process.communicate()
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def plain_pair(photographs):
+    """--images and --masks: two folders of the same names, a third way in."""
+    return ["--images", photographs / "test/crack", "--masks", photographs / "ground_truth/crack",
+            "--name", "tile/crack", "--split", "third", "--batch-size", 2]
+
+
+def test_training_killed_and_resumed_ends_as_an_unbroken_run(checkpoint, plain_pair, tmp_path):
+    command = ["--weights", checkpoint, *plain_pair, "--steps", 130]
+    process = start("train_embed", *command, "--out", tmp_path / "run")
+    wait_for(process, tmp_path / "run/state/image.safetensors")      # saved at step 100
+    process.kill()
+    process.communicate()
+    assert not (tmp_path / "run/preview.jpg").exists()
+    assert call("sample", "--run", tmp_path / "run") == 2           # not finished: refused
+    assert call("train_embed", *command, "--out", tmp_path / "run", "--resume") == 0
+    assert call("train_embed", *command, "--out", tmp_path / "unbroken") == 0
+    assert same_run(tmp_path / "run", tmp_path / "unbroken") == []
+
+
+def test_more_steps_extend_a_run_to_what_a_longer_run_gives(checkpoint, plain_pair, tmp_path):
+    for steps, out, more in ((3, "run", []), (6, "run", ["--resume"]), (6, "long", [])):
+        assert call("train_embed", "--weights", checkpoint, *plain_pair, "--steps", steps,
+                    "--out", tmp_path / out, *more) == 0
+    assert same_run(tmp_path / "run", tmp_path / "long") == []
+
+
+def test_sampling_killed_and_run_again_ends_as_an_unbroken_one(trained, photographs, tmp_path):
+    command = ["--run", trained, "--masks", "train", "--steps", 4, "--batch-size", 2, "--n", 6,
+               "--only", f"{photographs.name}/blowhole"]
+    process = start("sample", *command, "--out", tmp_path / "a")
+    wait_for(process, tmp_path / "a" / photographs.name / "test/blowhole/00002.png")
+    process.kill()
+    process.communicate()
+    assert call("sample", *command, "--out", tmp_path / "a") == 0
+    assert call("sample", *command, "--out", tmp_path / "b") == 0
+    assert same_run(tmp_path / "a", tmp_path / "b") == []
+
+
+def test_an_interrupted_command_says_so_and_exits_130(checkpoint, plain_pair, tmp_path):
+    process = start("train_embed", "--weights", checkpoint, *plain_pair, "--steps", 5000, "--out", tmp_path / "r")
+    wait_for(process, tmp_path / "r/latent_to_rgb.safetensors")
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in errors and "Traceback" not in errors

@@ -1,0 +1,272 @@
+"""Placement, composite, and the folders of runs and pairs."""
+
+import json
+from pathlib import Path
+from zlib import crc32
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from anomaly.crop import Crop, defect_crop
+from anomaly.dataset import Defect, Example
+from anomaly.embedding import AnomalyEmbedding
+from anomaly.output import run as runs
+from anomaly.output.composite import change, composite
+from anomaly.output.files import append_rows, read_rows, replacing, write_image, write_rows, write_tensors
+from anomaly.output.generate import Painted, Plan, Target, given_masks, plan, training_masks
+from anomaly.output.pairs import COLUMNS, PairFolder
+from anomaly.output.placement import (Normal, find_normals, fits, learned_stamp, placed, read_mask_files,
+                                      stamp)
+
+
+def mask_of(height, width, top, left, h, w):
+    mask = np.zeros((height, width), bool)
+    mask[top:top + h, left:left + w] = True
+    return mask
+
+
+# placement
+
+def test_a_stamp_returns_to_its_own_place_in_a_photograph_of_its_own_size():
+    mask = mask_of(50, 80, 12, 33, 7, 20)
+    mask[14, 40] = False
+    assert np.array_equal(placed(stamp(mask, 64, "m"), Normal(Path("n"), 50, 80)), mask)
+
+
+@pytest.mark.parametrize("top, left, touches", [(0, 10, "top"), (43, 10, "bottom"), (5, 0, "left"), (5, 60, "right")])
+def test_a_defect_at_an_edge_stays_at_that_edge_of_any_photograph(top, left, touches):
+    shape = stamp(mask_of(50, 80, top, left, 7, 20), 64, "m")
+    for height, width in ((200, 31), (9, 300), (50, 80)):
+        mask = placed(shape, Normal(Path("n"), height, width))
+        edge = {"top": mask[0], "bottom": mask[-1], "left": mask[:, 0], "right": mask[:, -1]}[touches]
+        assert edge.any() and mask.sum() == 140
+
+
+def test_a_stamp_larger_than_the_photograph_does_not_fit():
+    shape = stamp(mask_of(50, 80, 0, 0, 10, 20), 64, "m")
+    assert fits(shape, Normal(Path("n"), 10, 20))
+    assert not fits(shape, Normal(Path("n"), 9, 20)) and not fits(shape, Normal(Path("n"), 10, 19))
+
+
+def test_a_learned_mask_takes_size_and_place_of_its_donor():
+    donor = stamp(mask_of(100, 100, 60, 0, 30, 51), 64, "m")
+    picture = mask_of(64, 64, 16, 16, 32, 32)
+    shape = learned_stamp(picture, donor)
+    assert donor.side == 64 and shape.mask.shape == (32, 32) and shape.place == donor.place
+    assert learned_stamp(mask_of(64, 64, 3, 3, 0, 0), donor) is None
+
+
+def test_normals_are_measured_after_their_exif_rotation(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    Image.new("L", (30, 10)).save(tmp_path / "a.jpg", exif=exif)
+    normal, = find_normals(tmp_path)
+    assert (normal.height, normal.width) == (30, 10)
+    (tmp_path / "b.jpg").write_bytes(b"")
+    with pytest.raises(ValueError, match="b.jpg: cannot be read as a photograph"):
+        find_normals(tmp_path)
+
+
+def test_given_masks_must_have_a_photographs_size(tmp_path):
+    write_image(tmp_path / "m.png", mask_of(10, 12, 2, 2, 3, 3).astype(np.uint8) * 255)
+    normals = [Normal(Path("a"), 10, 12), Normal(Path("b"), 9, 12)]
+    (file, mask), = read_mask_files(tmp_path / "m.png", normals)
+    targets = given_masks([(file, mask)], normals)([Plan(0, None, 0, np.array([1, 0]), None)])
+    assert targets[0].normal.path == Path("a") and np.array_equal(targets[0].mask, mask)
+    with pytest.raises(ValueError, match="m.png: 12x10 pixels, but no photograph has that size"):
+        read_mask_files(tmp_path / "m.png", normals[1:])
+
+
+def test_a_pair_depends_on_seed_defect_and_number_alone():
+    a, b = Defect("tile", "crack", ()), Defect("tile", "hole", ())
+    first = plan(a, 3, 7, (4, 8, 8), 5, 20)
+    rng = np.random.default_rng([7, crc32(b"tile/crack"), 3, 0])
+    assert np.array_equal(first.noise, rng.standard_normal((4, 8, 8), dtype=np.float32))
+    for other in (plan(b, 3, 7, (4, 8, 8), 5, 20), plan(a, 4, 7, (4, 8, 8), 5, 20), plan(a, 3, 8, (4, 8, 8), 5, 20)):
+        assert not np.array_equal(first.noise, other.noise)
+
+
+def test_a_mask_that_fits_no_first_choice_goes_to_the_next_photograph():
+    shape = stamp(mask_of(50, 80, 0, 0, 40, 20), 64, "m")
+    normals = [Normal(Path("small"), 30, 30), Normal(Path("large"), 60, 60)]
+    target, = training_masks([shape], normals)([Plan(0, None, 0, np.array([0, 1]), None)])
+    assert target.normal.path == Path("large")
+
+
+# composite
+
+@pytest.mark.parametrize("channels", [None, 3])
+def test_every_pixel_outside_the_mask_is_the_photographs_own(channels):
+    rng = np.random.default_rng(0)
+    shape = (37, 53) if channels is None else (37, 53, 3)
+    photograph = rng.integers(0, 256, shape, dtype=np.uint8)
+    mask = mask_of(37, 53, 0, 30, 20, 23)
+    crop = defect_crop(mask, 64)
+    out = composite(photograph, mask, crop, torch.rand(3, 64, 64) * 2 - 1)
+    assert out.dtype == np.uint8 and out.shape == photograph.shape
+    assert np.array_equal(out[~mask], photograph[~mask])
+    assert (out[mask] != photograph[mask]).mean() > 0.9
+
+
+def test_a_flat_colour_is_pasted_as_it_is_at_the_right_place():
+    photograph = np.zeros((40, 60), np.uint8)
+    mask = mask_of(40, 60, 5, 50, 10, 10)
+    painted = torch.full((3, 64, 64), -1.0)
+    painted[:, :, 32:] = 1.0        # the crop's right half is white
+    out = composite(photograph, mask, Crop(45, 0, 20), painted)
+    assert (out[5:15, 57:60] == 255).all() and (out[5:15, 50:53] == 0).all() and out[~mask].max() == 0
+    assert change(photograph, out, mask) == pytest.approx(out[mask].mean() / 255)
+
+
+def test_a_picture_that_is_not_finite_is_never_pasted():
+    painted = torch.zeros(3, 64, 64)
+    painted[0, 3, 3] = torch.nan
+    with pytest.raises(RuntimeError, match="not finite"):
+        composite(np.zeros((40, 60), np.uint8), mask_of(40, 60, 5, 5, 3, 3), Crop(0, 0, 40), painted)
+
+
+# files
+
+def test_a_write_that_fails_leaves_neither_file_nor_remains(tmp_path):
+    path = tmp_path / "x.txt"
+    path.write_text("old")
+    with pytest.raises(RuntimeError):
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_the_same_tensors_give_the_same_bytes_and_open_again(tmp_path):
+    tensors = {"<a-b>": torch.randn(8, 32), "z": torch.arange(5)}
+    metadata = {name: f"é{name}\"" for name in ("format", "object", "defect", "steps", "prompt", "sha")}
+    for i in range(6):
+        write_tensors(tmp_path / str(i), tensors, dict(reversed(metadata.items())) if i % 2 else metadata)
+    assert len({(tmp_path / str(i)).read_bytes() for i in range(6)}) == 1
+    with safe_open(tmp_path / "0", framework="pt") as file:
+        assert file.metadata() == metadata
+        assert all(torch.equal(file.get_tensor(k), v) for k, v in tensors.items())
+
+
+def test_a_torn_last_line_is_dropped(tmp_path):
+    path = tmp_path / "x.csv"
+    write_rows(path, ["a", "b"], [{"a": 1, "b": 2}])
+    append_rows(path, ["a", "b"], [{"a": 3, "b": 4}])
+    with open(path, "a") as file:
+        file.write("5,")
+    assert read_rows(path, ["a", "b"]) == [{"a": "1", "b": "2"}, {"a": "3", "b": "4"}]
+
+
+def finished(k, normal, tmp_path):
+    mask = mask_of(20, 30, 4, 5, 6, 7)
+    target = Target(Normal(normal, 20, 30), mask, "m.png")
+    return Painted(Plan(k, None, 0, None, None), target, np.full((20, 30), k, np.uint8), 0.1)
+
+
+def test_pairs_are_written_mask_first_and_a_row_without_image_is_forgotten(tmp_path):
+    normal, defect = tmp_path / "n.png", Defect("my tile", "crack", ())
+    write_image(normal, np.zeros((20, 30), np.uint8))
+    options = {"seed": 0, "steps": 20}
+    folder = PairFolder(tmp_path / "out", options)
+    assert not (tmp_path / "out").exists()
+    for k in (1, 0):
+        folder.write(defect, finished(k, normal, tmp_path))
+    (tmp_path / "out/my-tile/test/crack/00000.png").unlink()
+    again = PairFolder(tmp_path / "out", options)
+    assert again.done(defect, 1) and not again.done(defect, 0)
+    again.write(defect, finished(0, normal, tmp_path))
+    again.finish(64)
+    rows = read_rows(tmp_path / "out/_meta/manifest.csv", COLUMNS)
+    assert [row["k"] for row in rows] == ["0", "1"] and rows[0]["object"] == "my tile"
+    mask = Image.open(tmp_path / "out" / rows[0]["mask"])
+    assert mask.mode == "L" and set(np.unique(mask)) == {0, 255}
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_second_command_with_other_options_is_refused_naming_the_option(tmp_path):
+    normal = tmp_path / "n.png"
+    write_image(normal, np.zeros((20, 30), np.uint8))
+    PairFolder(tmp_path / "out", {"seed": 0, "reweight_gain": 1.5}).write(
+        Defect("o", "d", ()), finished(0, normal, tmp_path))
+    with pytest.raises(ValueError, match="--reweight-gain: 2.0, but the pairs in .* were made with 1.5"):
+        PairFolder(tmp_path / "out", {"seed": 0, "reweight_gain": 2.0})
+
+
+# runs
+
+@pytest.fixture
+def run(tmp_path):
+    config = {"options": {"steps": 5, "weights": "w", "seed": 0}, "size": 64, "weights_sha256": "ab" * 32,
+              "defects": [{"object": "Tile A", "defect": "crack", "normals": None,
+                           "train": [{"image": "/i.png", "mask": "/m.png"}]}]}
+    return runs.start_run(tmp_path / "run", config, resume=False)
+
+
+def test_embedding_files_open_in_diffusers(run, sd, checkpoint):
+    from diffusers import StableDiffusionPipeline
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+    learner = AnomalyEmbedding(sd, run.defects, 0)
+    runs.save_vectors(run, "embeddings", "", learner.e_a)
+    pipeline = StableDiffusionPipeline(
+        vae=AutoencoderKL.from_pretrained(checkpoint / "vae"),
+        text_encoder=CLIPTextModel.from_pretrained(checkpoint / "text_encoder"),
+        tokenizer=CLIPTokenizer.from_pretrained(checkpoint / "tokenizer"),
+        unet=UNet2DConditionModel.from_pretrained(checkpoint / "unet"),
+        scheduler=DDIMScheduler.from_pretrained(checkpoint / "scheduler"),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    pipeline.load_textual_inversion(run.folder / "embeddings/Tile-A-crack.safetensors")
+    token = "<tile-a-crack>"
+    ids = pipeline.tokenizer.convert_tokens_to_ids([token] + [f"{token}_{i}" for i in range(1, 8)])
+    rows = pipeline.text_encoder.get_input_embeddings().weight[ids]
+    assert torch.equal(rows, learner.e_a["Tile-A-crack"])
+
+
+def test_a_saved_state_restores_parameters_and_moments(run, sd):
+    learner = AnomalyEmbedding(sd, run.defects, 0)
+    optimizer = torch.optim.Adam(learner.rates(sd))
+    learner.e_a["Tile-A-crack"].sum().backward()
+    optimizer.step()
+    runs.open_losses(run, "image", 0)
+    runs.save_state(run, "image", learner, optimizer, 17, [])
+    other = AnomalyEmbedding(sd, run.defects, 1)
+    fresh = torch.optim.Adam(other.rates(sd))
+    assert runs.load_state(run, "image", other, fresh) == 17
+    for (name, a), (_, b) in zip(learner.named_parameters(), other.named_parameters()):
+        assert torch.equal(a, b), name
+        assert optimizer.state[a].keys() == fresh.state[b].keys()
+        for key, value in optimizer.state[a].items():
+            assert torch.equal(value, fresh.state[b][key])
+
+
+def test_losses_end_where_the_state_does(run):
+    columns = runs.LOSS_COLUMNS
+    rows = [{**dict.fromkeys(columns, ""), "stage": stage, "step": step}
+            for stage in ("image", "mask") for step in (1, 2, 3)]
+    write_rows(run.folder / "loss.csv", columns, rows)
+    runs.open_losses(run, "image", 1)
+    kept = [(r["stage"], r["step"]) for r in read_rows(run.folder / "loss.csv", columns)]
+    assert kept == [("image", "1"), ("mask", "1"), ("mask", "2"), ("mask", "3")]
+
+
+@pytest.mark.parametrize("change_, words", [
+    ({"seed": 1}, "--seed: 1, but the run"), ({"steps": 4}, "--steps: 4, but the run"),
+])
+def test_resuming_with_other_options_is_refused(run, change_, words):
+    config = json.loads((run.folder / "config.json").read_text())
+    config["options"].update(change_)
+    with pytest.raises(ValueError, match=words):
+        runs.start_run(run.folder, config, resume=True)
+
+
+def test_vectors_older_than_the_config_are_refused(run, sd):
+    runs.save_vectors(run, "embeddings", "", AnomalyEmbedding(sd, run.defects, 0).e_a)
+    config = json.loads((run.folder / "config.json").read_text())
+    config["options"]["steps"] = 9
+    longer = runs.start_run(run.folder, config, resume=True)
+    with pytest.raises(ValueError, match="after 5 steps of 9; training did not finish"):
+        runs.load_vectors(longer, "embeddings", longer.defects[0])
+    assert longer.defects[0].examples == (Example(Path("/i.png"), Path("/m.png")),)
