@@ -105,9 +105,10 @@ def test_rotation_turns_mask_and_image_alike_and_fills_no_corner_with_mask():
 
 
 def test_a_single_pixel_survives_every_angle():
-    mask = rectangle(21, 33, 7, 9, 1, 1)
+    mask = rectangle(60, 60, 20, 30, 1, 1) | rectangle(60, 60, 41, 17, 1, 1) | rectangle(60, 60, 33, 44, 1, 1)
     for angle in np.linspace(-10, 10, 41):
-        assert rotate(np.zeros((21, 33), np.uint8), mask, angle)[1].any()
+        turned = rotate(np.zeros((60, 60), np.uint8), mask, angle)[1]
+        assert ndimage.label(turned, np.ones((3, 3)))[1] == 3
 
 
 def test_augmentation_moves_image_and_mask_together():

@@ -11,11 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from anomaly.dataset import read_mask, read_photograph
+from anomaly.mask_model import mask_picture
+from anomaly.output import generate
 from commands import call, start
-from safetensors.torch import load_file
 
 
 def files_of(folder):
@@ -23,8 +26,8 @@ def files_of(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def same_run(a, b):
-    """Equal files; config.json may differ, it does not hold what was learned."""
+def differing(a, b):
+    """Names of the files that differ; both folders must have the same ones."""
     a, b = files_of(a), files_of(b)
     assert a.keys() == b.keys()
     return [name for name in a if a[name] != b[name]]
@@ -99,10 +102,10 @@ def test_the_folder_obeys_anomalibs_loaders(generated, photographs):
 def test_the_same_command_gives_the_same_bytes(trained, generated, checkpoint, photographs, tmp_path):
     assert call("train_embed", "--weights", checkpoint, "--data", photographs, "--out", tmp_path / "run",
                 "--steps", 4, "--batch-size", 2) == 0
-    assert same_run(trained, tmp_path / "run") == []
+    assert differing(trained, tmp_path / "run") == []
     assert call("sample", "--run", tmp_path / "run", "--masks", "train", "--out", tmp_path / "out", "--n", 6,
                 "--steps", 3, "--batch-size", 4) == 0
-    assert same_run(generated, tmp_path / "out") == []
+    assert differing(generated, tmp_path / "out") == []
 
 
 def test_a_pair_does_not_depend_on_n_or_the_other_defects_and_n_can_grow(trained, generated, photographs, tmp_path):
@@ -118,6 +121,15 @@ def test_a_pair_does_not_depend_on_n_or_the_other_defects_and_n_can_grow(trained
     assert len(rows_of(tmp_path)) == 5
 
 
+def test_every_block_is_full_so_that_kernels_see_one_shape(trained, photographs, tmp_path, monkeypatch):
+    sizes, paint = [], generate.paint
+    monkeypatch.setattr(generate, "paint", lambda sd, learner, defect, plans, *rest: (
+        sizes.append(len(plans)), paint(sd, learner, defect, plans, *rest))[1])
+    assert call("sample", "--run", trained, "--masks", "train", "--out", tmp_path, "--steps", 1, "--n", 4,
+                "--batch-size", 3, "--only", f"{photographs.name}/crack") == 0
+    assert sizes == [3, 3] and len(rows_of(tmp_path)) == 4
+
+
 def test_learned_masks_of_a_random_checkpoint_end_in_one_line(trained, tmp_path, capsys):
     assert call("sample", "--run", trained, "--masks", "learned", "--out", tmp_path / "out", "--n", 2,
                 "--steps", 2, "--batch-size", 8) == 1
@@ -127,15 +139,13 @@ def test_learned_masks_of_a_random_checkpoint_end_in_one_line(trained, tmp_path,
 
 
 def test_learned_masks_that_look_real_are_placed_and_painted(trained, photographs, tmp_path, monkeypatch):
-    """A stand-in for a trained mask model: noise, but sometimes a mask that lies within the real range."""
-    import torch
-    from anomaly.mask_model import mask_picture
-    from anomaly.output import generate
-    real = mask_picture(read_mask(photographs / "ground_truth/blowhole/001_mask.png"), 64, 4).mask
+    """A stand-in for a trained mask model: one draw in four is a training mask, which one by the noise."""
+    real = torch.stack([mask_picture(read_mask(photographs / f"ground_truth/blowhole/00{i}_mask.png"), 64, 4).mask
+                        for i in range(6)])
 
     def stand_in(sd, e_m, noise, steps):
-        good = noise.flatten(1)[:, 0] > 0.7
-        return torch.where(good[:, None, None], real, torch.zeros_like(real))
+        chosen = real[(noise[:, 1, 0, 0].abs() * 1000).long() % 6]
+        return torch.where(noise[:, :1, 0, 0, None] > 0.7, chosen, False)
     monkeypatch.setattr(generate, "sample_masks", stand_in)
     command = ["sample", "--run", trained, "--only", f"{photographs.name}/blowhole", "--steps", 2]
     assert call(*command, "--out", tmp_path / "a", "--n", 4, "--batch-size", 4) == 0
@@ -193,14 +203,14 @@ def test_training_killed_and_resumed_ends_as_an_unbroken_run(checkpoint, plain_p
     assert call("sample", "--run", tmp_path / "run") == 2           # not finished: refused
     assert call("train_embed", *command, "--out", tmp_path / "run", "--resume") == 0
     assert call("train_embed", *command, "--out", tmp_path / "unbroken") == 0
-    assert same_run(tmp_path / "run", tmp_path / "unbroken") == []
+    assert differing(tmp_path / "run", tmp_path / "unbroken") == []
 
 
 def test_more_steps_extend_a_run_to_what_a_longer_run_gives(checkpoint, plain_pair, tmp_path):
     for steps, out, more in ((3, "run", []), (6, "run", ["--resume"]), (6, "long", [])):
         assert call("train_embed", "--weights", checkpoint, *plain_pair, "--steps", steps,
                     "--out", tmp_path / out, *more) == 0
-    assert same_run(tmp_path / "run", tmp_path / "long") == []
+    assert differing(tmp_path / "run", tmp_path / "long") == []
 
 
 def test_sampling_killed_and_run_again_ends_as_an_unbroken_one(trained, photographs, tmp_path):
@@ -212,7 +222,7 @@ def test_sampling_killed_and_run_again_ends_as_an_unbroken_one(trained, photogra
     process.communicate()
     assert call("sample", *command, "--out", tmp_path / "a") == 0
     assert call("sample", *command, "--out", tmp_path / "b") == 0
-    assert same_run(tmp_path / "a", tmp_path / "b") == []
+    assert differing(tmp_path / "a", tmp_path / "b") == []
 
 
 def test_an_interrupted_command_says_so_and_exits_130(checkpoint, plain_pair, tmp_path):

@@ -127,6 +127,7 @@ def test_it_learns_and_each_defect_learns_its_own(sd):
         assert swapped > end + 0.003    # the same (t, eps): any difference is the embedding's
     for record in records:
         assert all(0.15 < norm < 4 for norm in record.norms.values()), record
+        assert abs(record.norms["e_s"] - 1) < 0.01      # E cannot leave the words' scale
 
 
 def test_the_released_rate_throws_the_vectors_out_of_the_words_scale(sd):

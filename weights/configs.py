@@ -116,7 +116,7 @@ def vae_config(path: Path) -> VAEConfig:
     return _sized(VAEConfig, {
         "channels": _need(found, "block_out_channels", path, tuple),
         "layers_per_block": _need(found, "layers_per_block", path, int),
-        "norm_groups": _need(found, "norm_num_groups", path, int),
+        "norm_groups": _need({"norm_num_groups": 32, **found}, "norm_num_groups", path, int),   # v1-4
         "scaling_factor": float(scaling)}, path)
 
 

@@ -71,7 +71,11 @@ def _copy_into(module: nn.Module, path: Path, layout: list, device: str) -> None
                 if shape != expected[key]:
                     raise ValueError(f"{path}: {published} has shape {shape}, expected {expected[key]}; "
                                      f"the config.json beside it belongs to another model")
-                loaded[key] = file.get_tensor(published).to(torch.float32)
+                tensor = file.get_tensor(published)
+                if key in loaded or not tensor.is_floating_point():
+                    fault = "has two names" if key in loaded else f"is {tensor.dtype}, not float"
+                    raise ValueError(f"{path}: {published} {fault}; expected published weights")
+                loaded[key] = tensor.to(torch.float32)
     except SafetensorError as err:
         raise ValueError(f"{path}: not a whole safetensors file ({err}); download it again") from None
     missing = [key for key in expected if key not in loaded]
@@ -86,18 +90,23 @@ def _tokenizer(folder: Path, context_length: int, vocab_size: int) -> Tokenizer:
         vocab, merges_file = read_json(folder / "vocab.json"), folder / "merges.txt"
         if not merges_file.is_file():
             raise FileNotFoundError(f"{merges_file}: not found beside vocab.json; copy it from the model")
-        lines = merges_file.read_text(encoding="utf-8").splitlines()
-        merges = [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
+        lines = merges_file.read_text(encoding="utf-8", errors="replace").splitlines()
+        merges = [line for line in lines if line and not line.startswith("#version")]
     else:
-        model = read_json(folder / "tokenizer.json").get("model", {})
-        vocab = model.get("vocab", {})
-        merges = [tuple(pair) for pair in model.get("merges", [])]
+        model = read_json(folder / "tokenizer.json").get("model")
+        model = model if isinstance(model, dict) else {}
+        vocab, merges = model.get("vocab", {}), model.get("merges", [])
     try:
-        if len(vocab) > vocab_size:
-            raise ValueError(f"{len(vocab)} tokens, but the text encoder knows {vocab_size}")
+        # Pairs, or strings with a space, as in merges.txt and in files of tokenizers before 0.20.
+        merges = [tuple(merge.split() if isinstance(merge, str) else merge) for merge in merges]
+        beyond = [token for token, token_id in vocab.items() if not 0 <= token_id < vocab_size]
+        if beyond:
+            raise ValueError(f"{beyond[0]!r} has id {vocab[beyond[0]]}, but the text encoder knows "
+                             f"{vocab_size} tokens")
         return Tokenizer(vocab, merges, context_length)
     except Exception as err:    # the tokenizers package raises bare Exception for a bad vocabulary
-        raise ValueError(f"{folder}: not a CLIP tokenizer ({err})") from None
+        reason = str(err).partition("\n")[0]
+        raise ValueError(f"{folder}: not a CLIP tokenizer ({reason})") from None
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> StableDiffusion:

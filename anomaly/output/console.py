@@ -17,7 +17,8 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows the default of every option that has one."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
+        absent = action.default is None or action.default is False
+        return action.help if absent else super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):

@@ -1,0 +1,104 @@
+"""The tokenizer against transformers' CLIPTokenizer, on one byte-level vocabulary."""
+
+import json
+
+import pytest
+from transformers import CLIPTokenizer
+
+from checkpoint import MERGES, byte_vocabulary
+from ldm.tokenizer import Tokenizer
+from weights.load import _tokenizer
+
+# Beside the checkpoint's: merges of contractions, accents, emoji, and over splits that must stay.
+MERGES_HERE = MERGES + ["' s</w>", "' l", "'l l</w>", "Ã ©</w>", "Ã ©", "c a", "ca f", "caf Ã©</w>",
+                        "ð Ł", "! !", "!! !</w>", "1 2</w>", "1 2", "> <", "c 3", "- -</w>"]
+TEXTS = [
+    "", " ", "a photo of crack", "A PHOTO OF A CRACK", "a photo of *", "*", "**", "!", "!!!",
+    "hello!",
+    "  leading and trailing  ", "tabs\tand\nnewlines\r\n\x0b\x0cand more",
+    "non\u00a0breaking\u2003space",
+    "it's we're I've I'm you'll he'd don't can't", "IT'S WE'RE", "'s 't 're 've 'm 'll 'd",
+    "rock'n'roll ''s",
+    "it\u2019s curly", "café", "cafe\u0301", "CAFÉ", "cafE\u0301s", "naïve Ångström Ω ﬁ ½ ²",
+    "İstanbul ISTANBUL ıi", "straße STRASSE ẞ", "Σίσυφος ΣΊΣΥΦΟΣ", "o\u0308\u0323 a\u030a",
+    "x̸ z̷̛",
+    "0", "12", "1234567890", "3.14159 1e-5 1,000", "c3po r2d2", "١٢٣ ४५६ Ⅻ ①",
+    "...", "?!?!?!", "--- // -- \\ ~~", "a-b_c.d", "(a) [b] {c} <d>", "#$%&@^`|",
+    "&lt;b&gt; &amp;amp;",
+    "😀", "👩‍👩‍👧‍👦 👍🏽 🇫🇷", "a😀b", "裂纹的照片", "ひび割れ カタカナ ｶﾀｶﾅ", "균열 사진", "трещина ТРЕЩИНА й и\u0306",
+    "שלום עולם", "صدع في المعدن", "दरार नमस्ते", "รอยแตก", "zero\u200bwidth\u200djoin\ufeff",
+    "\x00\x07 control",
+    "<|endoftext|>", "<|startoftext|>", "a<|endoftext|>b",
+    "x <|startoftext|> y <|endoftext|><|endoftext|>",
+    "<|ENDOFTEXT|>", "<|endoftext|", "< |endoftext|>", "break" * 60, "break " * 100, "x" * 500,
+    "é" * 90,
+    "crack the photo breaking " * 20, "a photo of " + "!" * 100,
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    (folder / "vocab.json").write_text(json.dumps(byte_vocabulary(MERGES_HERE)), encoding="utf-8")
+    lines = ["#version: 0.2", *MERGES_HERE, ""]
+    (folder / "merges.txt").write_text("\n".join(lines), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reference(folder):
+    return CLIPTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder):
+    return _tokenizer(folder, 77, len(byte_vocabulary(MERGES_HERE)))
+
+
+def ids_of(reference, texts, length=77):
+    return reference(texts, padding="max_length", truncation=True, max_length=length)["input_ids"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_ids_equal_transformers(tokenizer, reference, text):
+    assert tokenizer([text]).tolist() == ids_of(reference, [text])
+
+
+def test_a_batch_equals_its_texts_one_by_one(tokenizer, reference):
+    assert tokenizer(TEXTS).shape == (len(TEXTS), 77)
+    assert tokenizer(TEXTS).tolist() == ids_of(reference, TEXTS)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_tokens_are_the_ids_without_ends(tokenizer, reference, text):
+    assert tokenizer.tokens(text) == reference(text, add_special_tokens=False)["input_ids"]
+
+
+def test_another_context_length_cuts_and_pads_as_transformers(folder, reference):
+    tokenizer = _tokenizer(folder, 9, 10_000)
+    assert tokenizer(TEXTS).tolist() == ids_of(reference, TEXTS, 9)
+
+
+def test_a_folder_saved_again_by_transformers_5_gives_the_same_ids(tokenizer, reference, tmp_path):
+    reference.save_pretrained(tmp_path)
+    assert (tmp_path / "tokenizer.json").is_file() and not (tmp_path / "vocab.json").exists()
+    again = _tokenizer(tmp_path, 77, len(byte_vocabulary(MERGES_HERE)))
+    assert again(TEXTS).tolist() == tokenizer(TEXTS).tolist()
+
+
+def test_each_unknown_character_becomes_one_end_token_as_in_transformers(tmp_path):
+    known = {token for token in byte_vocabulary([]) if not token.startswith(("q", "x"))}
+    vocab = {token: i for i, token in enumerate(sorted(known))}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    texts = ["aqxqa", "qq", "x", "a x q"]
+    expected = ids_of(CLIPTokenizer.from_pretrained(tmp_path), texts)
+    assert expected[1][1:4] == 3 * [vocab["<|endoftext|>"]]
+    assert _tokenizer(tmp_path, 77, len(vocab))(texts).tolist() == expected
+
+
+def test_a_vocabulary_without_the_end_token_is_refused():
+    vocab = byte_vocabulary(MERGES)
+    del vocab["<|endoftext|>"]
+    with pytest.raises(ValueError, match="not a CLIP vocabulary: <|endoftext|> is missing"):
+        Tokenizer(vocab, [tuple(m.split()) for m in MERGES], 77)
