@@ -87,14 +87,14 @@ def normals_of(args: argparse.Namespace, defect: Defect) -> list[Normal]:
     if args.normals is None and defect.normals is None:
         raise ValueError(f"--normals: {defect.key} was learned from data without train/good; "
                          f"name a folder of defect-free photographs")
-    return find_normals(defect.normals if args.normals is None else args.normals)
+    return find_normals(defect.normals if args.normals is None else args.normals.resolve())
 
 
 def prepare_masks(args: argparse.Namespace, run: runs.Run, sd: StableDiffusion, defect: Defect,
                   normals: list[Normal]) -> tuple[generate.Masks, int]:
     """The word of --masks as a function of a block of plans, and how many donors a plan draws from."""
     if args.masks not in ("learned", "train"):
-        return generate.given_masks(read_mask_files(Path(args.masks), normals), normals), 1
+        return generate.given_masks(read_mask_files(Path(args.masks).resolve(), normals), normals), 1
     size = run.config["size"]
     stamps = training_stamps(defect.examples, size)
     if args.masks == "learned":
