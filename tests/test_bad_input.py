@@ -167,6 +167,12 @@ def test_faulty_sampling_options(capsys, run, tmp_path, argv, words):
     assert not (tmp_path / "out").exists()
 
 
+def test_an_output_that_is_a_file(capsys, run, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    line = refused(capsys, "sample", "--run", run, "--masks", "train", "--out", tmp_path / "file")
+    assert "is a file; --out takes a folder" in line and (tmp_path / "file").read_text() == "mine"
+
+
 def test_an_empty_run_folder(capsys, tmp_path):
     (tmp_path / "empty").mkdir()
     line = refused(capsys, "sample", "--run", tmp_path / "empty", "--out", tmp_path / "out")

@@ -29,6 +29,8 @@ class PairFolder:
     """
 
     def __init__(self, folder: Path, options: dict):
+        if folder.exists() and not folder.is_dir():
+            raise FileExistsError(f"{folder}: is a file; --out takes a folder")
         self.folder, self.options = folder, options
         self._manifest = folder / "_meta" / "manifest.csv"
         self._started = False
