@@ -16,9 +16,10 @@ from torch import Tensor, nn
 class SelfAttention(nn.Module):
     """softmax(Q K^T / sqrt(d)) V of a sequence with itself. x (b, i, c) -> (b, i, c)."""
 
-    def __init__(self, width: int, heads: int):
+    def __init__(self, width: int, heads: int, upcast: bool = False):
         super().__init__()
         self.heads = heads
+        self.upcast = upcast    # Q K^T in float32, whatever the weights are in
         self.to_q = nn.Linear(width, width, bias=False)
         self.to_k = nn.Linear(width, width, bias=False)
         self.to_v = nn.Linear(width, width, bias=False)
@@ -27,16 +28,19 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (rearrange(to(x), "b i (h d) -> b h i d", h=self.heads)
                    for to in (self.to_q, self.to_k, self.to_v))
-        out = F.scaled_dot_product_attention(q, k, v)
+        if self.upcast:
+            q, k, v = q.float(), k.float(), v.float()
+        out = F.scaled_dot_product_attention(q, k, v).to(x.dtype)
         return self.to_out(rearrange(out, "b h i d -> b i (h d)"))
 
 
 class CrossAttention(nn.Module):
     """Each position of x reads the context; written out, because w_m acts between softmax and V."""
 
-    def __init__(self, query_dim: int, context_dim: int, heads: int):
+    def __init__(self, query_dim: int, context_dim: int, heads: int, upcast: bool = False):
         super().__init__()
         self.heads = heads
+        self.upcast = upcast
         self.scale = (query_dim // heads) ** -0.5
         self.to_q = nn.Linear(query_dim, query_dim, bias=False)
         self.to_k = nn.Linear(context_dim, query_dim, bias=False)
@@ -45,15 +49,18 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor, weight_map: Tensor | None = None) -> Tensor:
         """x (b, i, c), context (b, j, d) -> (b, i, c). weight_map (b, i): w_m, 1 changes nothing."""
+        # Scaled before Q K^T, not after: the product must stay in the range of float16.
         q = rearrange(self.to_q(x), "b i (h d) -> b h i d", h=self.heads) * self.scale
         k = rearrange(self.to_k(context), "b j (h d) -> b h j d", h=self.heads)
         v = rearrange(self.to_v(context), "b j (h d) -> b h j d", h=self.heads)
+        if self.upcast:
+            q, k = q.float(), k.float()
         m_c = einsum(q, k, "b h i d, b h j d -> b h i j").softmax(dim=-1)
         if weight_map is not None:
             # departs from the released code: it multiplies the logits Q K^T, where a negative logit
             # times a weight above 1 is attended less; the paper weights the probabilities.
-            m_c = m_c * rearrange(weight_map, "b i -> b 1 i 1")     # m'_c = m_c * w_m
-        out = einsum(m_c, v, "b h i j, b h j d -> b h i d")         # RW-Attn = m'_c V
+            m_c = m_c * rearrange(weight_map.to(m_c.dtype), "b i -> b 1 i 1")   # m'_c = m_c * w_m
+        out = einsum(m_c.to(v.dtype), v, "b h i j, b h j d -> b h i d")         # RW-Attn = m'_c V
         return self.to_out(rearrange(out, "b h i d -> b i (h d)"))
 
 
@@ -84,12 +91,12 @@ class FeedForward(nn.Module):
 class TransformerBlock(nn.Module):
     """Self-attention, cross-attention, MLP, each behind a LayerNorm and around a residual."""
 
-    def __init__(self, width: int, context_dim: int, heads: int):
+    def __init__(self, width: int, context_dim: int, heads: int, upcast: bool = False):
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
-        self.attn1 = SelfAttention(width, heads)
+        self.attn1 = SelfAttention(width, heads, upcast)
         self.norm2 = nn.LayerNorm(width)
-        self.attn2 = CrossAttention(width, context_dim, heads)
+        self.attn2 = CrossAttention(width, context_dim, heads, upcast)
         self.norm3 = nn.LayerNorm(width)
         self.ff = FeedForward(width)
 
@@ -103,19 +110,28 @@ class TransformerBlock(nn.Module):
 class SpatialTransformer(nn.Module):
     """A transformer block on a feature map. x (b, c, h, w) -> (b, c, h, w)."""
 
-    def __init__(self, channels: int, context_dim: int, heads: int, norm_groups: int):
+    def __init__(self, channels: int, context_dim: int, heads: int, norm_groups: int,
+                 linear: bool = False, upcast: bool = False):
         super().__init__()
+        self.linear = linear
         self.norm = nn.GroupNorm(norm_groups, channels, eps=1e-6)   # 1e-6 here, 1e-5 in the resnets
-        self.proj_in = nn.Conv2d(channels, channels, 1)
-        self.transformer_blocks = nn.ModuleList([TransformerBlock(channels, context_dim, heads)])
-        self.proj_out = nn.Conv2d(channels, channels, 1)
+        # The same sum either way; only the published shape differs, [c, c, 1, 1] or [c, c].
+        self.proj_in = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
+        self.transformer_blocks = nn.ModuleList(
+            [TransformerBlock(channels, context_dim, heads, upcast)])
+        self.proj_out = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor, context: Tensor, weight_map: Tensor | None = None) -> Tensor:
         """context (b, j, d); weight_map (b, h, w) or None: w_m on this level's grid."""
-        height = x.shape[2]
-        h = rearrange(self.proj_in(self.norm(x)), "b c h w -> b (h w) c")
+        height, h = x.shape[2], self.norm(x)
+        if self.linear:
+            h = self.proj_in(rearrange(h, "b c h w -> b (h w) c"))
+        else:
+            h = rearrange(self.proj_in(h), "b c h w -> b (h w) c")
         if weight_map is not None:
             weight_map = rearrange(weight_map, "b h w -> b (h w)")
         for block in self.transformer_blocks:
             h = block(h, context, weight_map)
+        if self.linear:
+            return x + rearrange(self.proj_out(h), "b (h w) c -> b c h w", h=height)
         return x + self.proj_out(rearrange(h, "b (h w) c -> b c h w", h=height))

@@ -1,7 +1,7 @@
-"""Sizes of the four parts of Stable Diffusion; the defaults are the published SD 1.5.
+"""Sizes of the four parts of Stable Diffusion: the defaults are SD 1.x, the constants at the end SD 2.x.
 
-Every number comes from a published config.json (stable-diffusion-v1-5). What can be derived from
-another number is a property, never a second setting.
+Every number comes from a published config.json. What can be derived from another number is a property,
+never a second setting.
 """
 
 from dataclasses import dataclass
@@ -19,6 +19,8 @@ class UNetConfig:
     latent_channels: int = 4
     norm_groups: int = 32
     sample_size: int = 64                   # side of the latents the model was trained on
+    linear_projection: bool = False         # proj_in, proj_out: 1x1 convolutions, in SD 2.x Linear
+    upcast_attention: bool = False          # logits in float32: those of SD 2.1 overflow float16
 
     def __post_init__(self) -> None:
         if not len(self.channels) == len(self.cross_attention) == len(self.heads):
@@ -64,7 +66,7 @@ class VAEConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """text_encoder/config.json: CLIP ViT-L/14."""
+    """text_encoder/config.json: OpenAI's CLIP ViT-L/14 (SD 1.x) or OpenCLIP's ViT-H/14 (SD 2.x)."""
 
     vocab_size: int = 49408
     width: int = 768
@@ -72,11 +74,17 @@ class TextConfig:
     heads: int = 12
     mlp_width: int = 3072
     context_length: int = 77
+    quick_gelu: bool = True     # OpenAI's activation; OpenCLIP has the exact GELU
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
             raise ValueError(f"text encoder: width {self.width} does not divide "
                              f"into {self.heads} heads")
+
+    @property
+    def zero_padding(self) -> bool:
+        """Prompts end in zeros, not in end tokens: open_clip's tokenizer pads so, OpenAI's does not."""
+        return not self.quick_gelu
 
 
 @dataclass(frozen=True)
@@ -86,3 +94,10 @@ class ScheduleConfig:
     train_timesteps: int = 1000
     beta_start: float = 0.00085
     beta_end: float = 0.012
+    v_prediction: bool = False      # the U-Net predicts v instead of eps: SD 2.x at 768 px
+
+
+# What SD 2.x changes. 23 of OpenCLIP's 24 layers: it reads the last but one ("penultimate").
+SD2_UNET = UNetConfig(heads=(5, 10, 20, 20), context_dim=1024, linear_projection=True,
+                      upcast_attention=True)
+SD2_TEXT = TextConfig(width=1024, layers=23, heads=16, mlp_width=4096, quick_gelu=False)

@@ -21,13 +21,17 @@ from ldm.vae import VAE
 
 @dataclass(frozen=True)
 class StableDiffusion:
-    """The parts share one device. Gradients flow through them, never into them."""
+    """The parts share one device and one dtype. Gradients flow through them, never into them.
+
+    Every part takes float tensors of any precision and returns the precision it was given.
+    """
 
     tokenizer: Tokenizer
     text_encoder: TextEncoder
     unet: UNet
     vae: VAE
     schedule: Schedule
+    remarks: tuple[str, ...] = ()   # what the loader had to decide, a line each
 
     def __post_init__(self) -> None:
         for part in (self.text_encoder, self.unet, self.vae):
@@ -40,7 +44,7 @@ class StableDiffusion:
 
     @property
     def native_size(self) -> int:
-        """Side in pixels of the images the model was trained on: 512 for SD 1.x."""
+        """Side in pixels of the images the model was trained on: 512, or 768 for the v models of SD 2.x."""
         return self.unet.config.sample_size * self.vae.config.factor
 
     @property

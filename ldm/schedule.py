@@ -11,7 +11,7 @@ from ldm.config import ScheduleConfig
 
 
 class Schedule:
-    """q(x_t | x_0) of an eps-prediction model, and the way back."""
+    """q(x_t | x_0), what the U-Net is trained to predict, and the way back."""
 
     def __init__(self, config: ScheduleConfig = ScheduleConfig()):
         self.config = config
@@ -30,10 +30,26 @@ class Schedule:
         alpha = self._at(t, x_0)
         return alpha.sqrt() * x_0 + (1 - alpha).sqrt() * eps
 
-    def x0_hat(self, x_t: Tensor, t: Tensor, eps_hat: Tensor) -> Tensor:
-        """The clean latent that eps_hat implies; t (b,). DDIM eq. 9."""
+    def target(self, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """What the U-Net should give for q_sample(x_0, t, eps): eps, or v = sqrt(a) eps - sqrt(1-a) x_0."""
+        if not self.config.v_prediction:
+            return eps
+        alpha = self._at(t, x_0)
+        return alpha.sqrt() * eps - (1 - alpha).sqrt() * x_0    # progressive distillation, appendix D
+
+    def x0_hat(self, x_t: Tensor, t: Tensor, out: Tensor) -> Tensor:
+        """The clean latent that the U-Net's output implies; t (b,). DDIM eq. 9."""
         alpha = self._at(t, x_t)
-        return (x_t - (1 - alpha).sqrt() * eps_hat) / alpha.sqrt()
+        if self.config.v_prediction:
+            return alpha.sqrt() * x_t - (1 - alpha).sqrt() * out
+        return (x_t - (1 - alpha).sqrt() * out) / alpha.sqrt()
+
+    def eps_hat(self, x_t: Tensor, t: Tensor, out: Tensor) -> Tensor:
+        """The noise that the U-Net's output implies; t (b,)."""
+        if not self.config.v_prediction:
+            return out
+        alpha = self._at(t, x_t)
+        return alpha.sqrt() * out + (1 - alpha).sqrt() * x_t
 
     def timesteps(self, steps: int) -> list[tuple[int, int]]:
         """The (t, t_prev) pairs of a sampling run, noisiest first.

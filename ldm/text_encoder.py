@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ldm.config import TextConfig
 
-NORM_EPS = 1e-5     # "layer_norm_eps" of CLIP ViT-L/14
+NORM_EPS = 1e-5     # "layer_norm_eps" of both published encoders
 
 
 class CausalSelfAttention(nn.Module):
@@ -40,10 +40,12 @@ class MLP(nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(config.width, config.mlp_width)
         self.fc2 = nn.Linear(config.mlp_width, config.width)
+        self.quick_gelu = config.quick_gelu
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.fc1(x)
-        return self.fc2(h * torch.sigmoid(1.702 * h))   # "quick_gelu", OpenAI CLIP's activation
+        # "hidden_act": OpenAI's quick_gelu, or the exact (erf) GELU of OpenCLIP.
+        return self.fc2(h * torch.sigmoid(1.702 * h) if self.quick_gelu else F.gelu(h))
 
 
 class EncoderLayer(nn.Module):
@@ -84,8 +86,12 @@ class TextEncoder(nn.Module):
         return self.embeddings["token_embedding"](token_ids)
 
     def encode(self, words: Tensor) -> Tensor:
-        """words (b, L, d) -> context (b, L, d): all hidden states after the final LayerNorm."""
-        x = words + self.embeddings["position_embedding"].weight[:words.shape[1]]
+        """words (b, L, d) -> context (b, L, d): all hidden states after the final LayerNorm.
+
+        Computed in the dtype of the weights, returned in that of words.
+        """
+        positions = self.embeddings["position_embedding"].weight[:words.shape[1]]
+        x = words.to(positions.dtype) + positions
         for layer in self.encoder["layers"]:
             x = layer(x)
-        return self.final_layer_norm(x)
+        return self.final_layer_norm(x).to(words.dtype)

@@ -1,7 +1,8 @@
 """CLIP's byte-pair tokenizer: texts -> token ids (b, L), on the `tokenizers` package.
 
-The vocabulary and the merges are given (a checkpoint's own); the rules around them (normalisation,
-splitting, start and end tokens) are CLIP's and stand here.
+The merges are given (a checkpoint's own, or the published ones in weights/clip_bpe); the rules around them
+(normalisation, splitting, start and end tokens) are CLIP's and stand here. The same text has the same ids in
+SD 1.x and 2.x, the padding differs.
 """
 
 import torch
@@ -14,15 +15,32 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
+def byte_characters() -> list[str]:
+    """The 256 characters that stand for bytes, in the order of CLIP's vocabulary (GPT-2's bytes_to_unicode)."""
+    visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    return [chr(b) for b in visible] + [chr(256 + n) for n in range(256 - len(visible))]
+
+
+def vocabulary(merges: list[tuple[str, str]]) -> dict[str, int]:
+    """The ids that follow from CLIP's merges: bytes, bytes at a word's end, one token a merge, start, end."""
+    characters = byte_characters()
+    tokens = [*characters, *(c + "</w>" for c in characters), *(a + b for a, b in merges), START, END]
+    return {token: i for i, token in enumerate(tokens)}
+
+
 class Tokenizer:
     """Texts to ids; raises ValueError if the vocabulary is not one of CLIP's format."""
 
-    def __init__(self, vocab: dict[str, int], merges: list[tuple[str, str]], context_length: int):
+    def __init__(self, vocab: dict[str, int], merges: list[tuple[str, str]], context_length: int,
+                 zero_padding: bool = False):
         missing = [token for token in (START, END) if token not in vocab]
         if missing:
             raise ValueError(f"not a CLIP vocabulary: {missing[0]} is missing from {len(vocab)} tokens")
         self.context_length = context_length
         self.start_id, self.end_id = vocab[START], vocab[END]
+        # SD 2.x: open_clip pads with 0, which is also the id of "!" inside a word. transformers makes every
+        # "!" of a prompt that padding token (0); here it keeps its own id (256 as a word), as in open_clip.
+        self.pad_id = 0 if zero_padding else self.end_id
         self._bpe = BPETokenizer(models.BPE(
             vocab=vocab, merges=merges, unk_token=END, continuing_subword_prefix="",
             end_of_word_suffix="</w>", fuse_unk=False))
@@ -38,9 +56,9 @@ class Tokenizer:
         return self._bpe.encode(text, add_special_tokens=False).ids
 
     def __call__(self, texts: list[str]) -> Tensor:
-        """texts -> (b, L) int64: start, at most L - 2 tokens, end, padded with the end token (SD 1.x)."""
+        """texts -> (b, L) int64: start, at most L - 2 tokens, end, padding (end tokens, in SD 2.x zeros)."""
         rows = []
         for text in texts:
             ids = [self.start_id, *self.tokens(text)[:self.context_length - 2], self.end_id]
-            rows.append(ids + [self.end_id] * (self.context_length - len(ids)))
+            rows.append(ids + [self.pad_id] * (self.context_length - len(ids)))
         return torch.tensor(rows, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""The U-Net that predicts the noise: eps_theta(x_t, t, context), with w_m handed to each level.
+"""The U-Net that predicts the noise (or v): eps_theta(x_t, t, context), with w_m handed to each level.
 
 Down the levels the feature map halves and the skips are kept; up again they are concatenated. Level l
 works on (h / 2^l, w / 2^l); its cross-attentions, on the way down, in the middle and on the way up,
@@ -43,7 +43,7 @@ class TimestepMLP(nn.Module):
 
 def _transformer(config: UNetConfig, level: int) -> SpatialTransformer:
     return SpatialTransformer(config.channels[level], config.context_dim, config.heads[level],
-                              config.norm_groups)
+                              config.norm_groups, config.linear_projection, config.upcast_attention)
 
 
 def _resnet(config: UNetConfig, c_in: int, c_out: int) -> ResnetBlock:
@@ -139,16 +139,18 @@ class UNet(nn.Module):
                 weight_map: list[Tensor] | None = None) -> Tensor:
         """x_t (b, 4, h, w), t (b,) integer timesteps, context (b, j, d) -> eps_hat (b, 4, h, w).
 
-        h and w must divide by 2^(levels - 1). weight_map: None, or w_m as one (b, h / 2^l, w / 2^l)
+        A v model gives v_hat. Computed in the dtype of the weights, returned in that of x_t. h and w must divide by 2^(levels - 1). weight_map: None, or w_m as one (b, h / 2^l, w / 2^l)
         a level, finest first; a level without cross-attention ignores its map.
         """
+        dtype = self.conv_in.weight.dtype
+        context = context.to(dtype)
         maps = weight_map if weight_map is not None else [None] * self.config.levels
-        temb = self.time_embedding(timestep_embedding(t, self.config.channels[0]))
-        x = self.conv_in(x_t)
+        temb = self.time_embedding(timestep_embedding(t, self.config.channels[0]).to(dtype))
+        x = self.conv_in(x_t.to(dtype))
         skips = [x]
         for block, w_l in zip(self.down_blocks, maps):
             x = block(x, temb, context, w_l, skips)
         x = self.mid_block(x, temb, context, maps[-1])
         for block, w_l in zip(self.up_blocks, reversed(maps)):
             x = block(x, temb, context, w_l, skips)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+        return self.conv_out(F.silu(self.conv_norm_out(x))).to(x_t.dtype)

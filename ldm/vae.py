@@ -2,7 +2,12 @@
 
 Latents leave `encode` and enter `decode` already scaled by scaling_factor, so that their standard
 deviation is near 1; nothing outside this file multiplies by 0.18215.
+
+float16 ends at 65504, and activations of the VAE can pass it. What is not finite is computed again in float32:
+never a black image.
 """
+
+from copy import deepcopy
 
 import torch
 import torch.nn.functional as F
@@ -125,13 +130,26 @@ class VAE(nn.Module):
         self.post_quant_conv = nn.Conv2d(z, z, 1)
         self.decoder = Decoder(config)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the weights are in. Images and latents may be in any float type and come back in it."""
+        return self.quant_conv.weight.dtype
+
+    def _overflowed(self, x: Tensor) -> bool:
+        return self.dtype in (torch.float16, torch.bfloat16) and not bool(x.isfinite().all())
+
     def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """image (b, 3, f*h, f*w) in [-1, 1] -> mean and std of the latents, (b, 4, h, w), scaled."""
-        mean, logvar = self.quant_conv(self.encoder(image)).chunk(2, dim=1)
+        moments = self.quant_conv(self.encoder(image.to(self.dtype)))
+        if self._overflowed(moments):
+            return deepcopy(self).float().encode(image)
+        mean, logvar = moments.to(image.dtype).chunk(2, dim=1)
         # The clamp is latent-diffusion's DiagonalGaussianDistribution.
         std = torch.exp(0.5 * logvar.clamp(-30.0, 20.0))
         return mean * self.config.scaling_factor, std * self.config.scaling_factor
 
     def decode(self, latents: Tensor) -> Tensor:
         """latents (b, 4, h, w), scaled -> image (b, 3, f*h, f*w), about [-1, 1], not clamped."""
-        return self.decoder(self.post_quant_conv(latents / self.config.scaling_factor))
+        z = (latents / self.config.scaling_factor).to(self.dtype)
+        image = self.decoder(self.post_quant_conv(z))
+        return deepcopy(self).float().decode(latents) if self._overflowed(image) else image.to(latents.dtype)
