@@ -8,14 +8,17 @@ from pathlib import Path
 
 from ldm.config import ScheduleConfig, TextConfig, UNetConfig, VAEConfig
 
-# Keys of newer architectures: absent or at this value in every SD 1.x file.
+# A text-to-image U-Net reads 4 channels; the others are told apart by this number alone.
+IN_CHANNELS = {9: "an inpainting model", 8: "an image-editing model (InstructPix2Pix)",
+               5: "a depth-to-image model", 7: "an upscaler"}
+# Keys of newer architectures: absent or at this value in every SD 1.x and 2.x file.
 UNET_FIXED = {
-    "in_channels": 4, "out_channels": 4, "center_input_sample": False, "flip_sin_to_cos": True,
+    "out_channels": 4, "center_input_sample": False, "flip_sin_to_cos": True,
     "freq_shift": 0, "mid_block_type": "UNetMidBlock2DCrossAttn", "only_cross_attention": False,
     "downsample_padding": 1, "mid_block_scale_factor": 1, "act_fn": "silu", "norm_eps": 1e-5,
     "transformer_layers_per_block": 1, "encoder_hid_dim": None, "dual_cross_attention": False,
-    "use_linear_projection": False, "class_embed_type": None, "addition_embed_type": None,
-    "num_class_embeds": None, "upcast_attention": False, "resnet_time_scale_shift": "default",
+    "class_embed_type": None, "addition_embed_type": None,
+    "num_class_embeds": None, "resnet_time_scale_shift": "default",
     "resnet_skip_time_act": False, "resnet_out_scale_factor": 1.0, "time_embedding_type": "positional",
     "time_embedding_dim": None, "time_embedding_act_fn": None, "timestep_post_act": None,
     "time_cond_proj_dim": None, "conv_in_kernel": 3, "conv_out_kernel": 3, "attention_type": "default",
@@ -29,9 +32,12 @@ VAE_FIXED = {
     "latents_mean": None, "latents_std": None, "use_quant_conv": True, "use_post_quant_conv": True,
     "mid_block_add_attention": True,
 }
-TEXT_FIXED = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
+# Counts of modules, which are built before the weights are compared with them.
+MOST = {"layers_per_block": 16, "num_hidden_layers": 128, "block_out_channels": 2 ** 15}
+BOOLEAN = {False: False, True: True}
+TEXT_FIXED = {"layer_norm_eps": 1e-5}
 SCHEDULE_FIXED = {
-    "beta_schedule": "scaled_linear", "prediction_type": "epsilon", "trained_betas": None,
+    "beta_schedule": "scaled_linear", "trained_betas": None,
     "rescale_betas_zero_snr": False,
 }
 
@@ -41,9 +47,9 @@ def read_json(path: Path) -> dict:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: not found; expected a Stable Diffusion 1.x folder in diffusers "
-                                f"layout (unet/, vae/, text_encoder/, tokenizer/, scheduler/)") from None
-    except ValueError as err:
+        raise FileNotFoundError(f"{path}: not found; expected a Stable Diffusion folder in diffusers layout "
+                                f"(unet/, vae/, text_encoder/, tokenizer/, scheduler/)") from None
+    except (ValueError, RecursionError) as err:
         raise ValueError(f"{path}: not JSON ({err}); copy the file from the published model") from None
     if not isinstance(found, dict):
         raise ValueError(f"{path}: found a JSON {type(found).__name__}, expected an object")
@@ -54,18 +60,33 @@ def _require(found: dict, fixed: dict, path: Path) -> None:
     for key, expected in fixed.items():
         if found.get(key, expected) != expected:
             raise ValueError(f"{path}: {key} is {found[key]!r}, but only {expected!r} is supported; "
-                             f"use a Stable Diffusion 1.x text-to-image model")
+                             f"use a Stable Diffusion 1.x or 2.x text-to-image model")
 
 
 def _need(found: dict, key: str, path: Path, kind: type):
     """found[key], which must be there and of that kind; JSON lists of ints come back as tuples."""
-    value = found.get(key)
-    if kind is tuple and isinstance(value, list) and value and all(type(v) is int and v > 0 for v in value):
-        return tuple(value)
-    if kind is int and type(value) is int and value > 0:
-        return value
-    wanted = "a list of positive integers" if kind is tuple else "a positive integer"
+    value, most = found.get(key), MOST.get(key, 2 ** 20)
+    values = value if kind is tuple and isinstance(value, list) else [value]
+    if isinstance(value, list) == (kind is tuple) and values and all(
+            type(v) is int and 0 < v <= most for v in values):
+        return tuple(values) if kind is tuple else value
+    wanted = f"integers from 1 to {most}" if kind is tuple else f"an integer from 1 to {most}"
     raise ValueError(f"{path}: {key} is {value!r}, expected {wanted}")
+
+
+def _one_of(found: dict, key: str, values: dict, default: str | bool, path: Path):
+    """values[found[key]]; ValueError names the choices."""
+    value = found.get(key, default)
+    if not isinstance(value, (str, bool)) or value not in values:
+        raise ValueError(f"{path}: {key} is {value!r}, expected one of {list(values)}")
+    return values[value]
+
+
+def check_in_channels(channels: int, where: str) -> None:
+    """ValueError that names the kind of model, unless the U-Net reads latents alone."""
+    if channels != 4:
+        raise ValueError(f"{where}: the U-Net reads {channels} channels, so this is "
+                         f"{IN_CHANNELS.get(channels, 'another model')}; use a text-to-image model (4 channels)")
 
 
 def _levels(found: dict, key: str, names: tuple[str, str], path: Path) -> tuple[bool, ...]:
@@ -86,8 +107,9 @@ def _sized(config_class: type, fields: dict, path: Path):
 
 
 def unet_config(path: Path) -> UNetConfig:
-    """unet/config.json -> UNetConfig; raises ValueError for anything but an SD 1.x U-Net."""
+    """unet/config.json -> UNetConfig; raises ValueError for anything but a U-Net of SD 1.x or 2.x."""
     found = read_json(path)
+    check_in_channels(found.get("in_channels", 4), f"{path}: in_channels")
     _require(found, UNET_FIXED, path)
     channels = _need(found, "block_out_channels", path, tuple)
     down = _levels(found, "down_block_types", ("DownBlock2D", "CrossAttnDownBlock2D"), path)
@@ -103,7 +125,9 @@ def unet_config(path: Path) -> UNetConfig:
         "layers_per_block": _need(found, "layers_per_block", path, int),
         "context_dim": _need(found, "cross_attention_dim", path, int),
         "norm_groups": _need(found, "norm_num_groups", path, int),
-        "sample_size": _need(found, "sample_size", path, int)}, path)
+        "sample_size": _need(found, "sample_size", path, int),
+        "linear_projection": _one_of(found, "use_linear_projection", BOOLEAN, False, path),
+        "upcast_attention": _one_of(found, "upcast_attention", BOOLEAN, False, path)}, path)
 
 
 def vae_config(path: Path) -> VAEConfig:
@@ -130,7 +154,9 @@ def text_config(path: Path) -> TextConfig:
         "layers": _need(found, "num_hidden_layers", path, int),
         "heads": _need(found, "num_attention_heads", path, int),
         "mlp_width": _need(found, "intermediate_size", path, int),
-        "context_length": _need(found, "max_position_embeddings", path, int)}, path)
+        "context_length": _need(found, "max_position_embeddings", path, int),
+        "quick_gelu": _one_of(found, "hidden_act", {"quick_gelu": True, "gelu": False}, "quick_gelu", path),
+        }, path)
 
 
 def schedule_config(path: Path) -> ScheduleConfig:
@@ -143,4 +169,7 @@ def schedule_config(path: Path) -> ScheduleConfig:
         raise ValueError(f"{path}: beta_start and beta_end are {betas}, expected 0 < start < end < 1")
     steps = found.get("num_train_timesteps", default.train_timesteps)
     steps = _need({"num_train_timesteps": steps}, "num_train_timesteps", path, int)
-    return ScheduleConfig(train_timesteps=steps, beta_start=betas[0], beta_end=betas[1])
+    # Absent from SD 1.x files, where it means "epsilon", as in diffusers.
+    v_prediction = _one_of(found, "prediction_type", {"epsilon": False, "v_prediction": True}, "epsilon", path)
+    return ScheduleConfig(train_timesteps=steps, beta_start=betas[0], beta_end=betas[1],
+                          v_prediction=v_prediction)

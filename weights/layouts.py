@@ -1,30 +1,274 @@
-"""The few names in published diffusers folders that differ from the attribute names of ldm/.
+"""Published names -> names in ldm/, for both layouts in which Stable Diffusion 1 and 2 are published.
 
-ldm's attribute names are the key segments that diffusers writes today, so that most keys need nothing.
+ldm's attribute names are the key segments that diffusers writes today, so most keys of a folder need nothing.
+The original single file has every part under a prefix and every key under an older name: the tables below.
 """
 
-import re
+from collections.abc import Callable
+from typing import NamedTuple
 
-# (pattern, replacement, reason); None as replacement drops the tensor. Applied in order, all of them.
-TEXT_ENCODER = [
-    (r"^text_model\.", "", "written by transformers before 5.6 and still by most published folders"),
-    (r"^embeddings\.position_ids$", None, "0..76; merges cast it to fp16 and corrupt it, never load it"),
+from torch import Tensor
+
+
+class Slot(NamedTuple):
+    """Where a published tensor, or a piece of it, goes."""
+
+    name: str                                   # in the module of ldm/
+    piece: Callable[[Tensor], Tensor] | None = None     # None: the tensor as it is
+
+    def take(self, tensor: Tensor) -> Tensor | None:
+        """The piece; None if the tensor has no such piece."""
+        try:
+            return tensor if self.piece is None else self.piece(tensor)
+        except (IndexError, RuntimeError):      # too few dimensions, or rows
+            return None
+
+
+# A diffusers folder: (published, ldm, reason). A row with None is never loaded.
+FOLDER_TEXT = [
+    ("text_model.", "", "written by transformers before 5.6 and by most published folders"),
+    ("embeddings.position_ids", None, "0..76; merges cast it to float16 and corrupt it"),
 ]
-VAE = [
-    # diffusers 0.6 to 0.10 saved the published SD 1.x and 2.x folders with these names.
-    (r"(mid_block\.attentions\.0)\.query\.", r"\1.to_q.", "old name of the VAE's attention"),
-    (r"(mid_block\.attentions\.0)\.key\.", r"\1.to_k.", "old name of the VAE's attention"),
-    (r"(mid_block\.attentions\.0)\.value\.", r"\1.to_v.", "old name of the VAE's attention"),
-    (r"(mid_block\.attentions\.0)\.proj_attn\.", r"\1.to_out.0.", "old name of the VAE's attention"),
-]
-UNET: list = []
+FOLDER_VAE = [      # diffusers 0.6 to 0.10 saved the published folders with these names
+    (f"{side}.mid_block.attentions.0.{old}.", f"{side}.mid_block.attentions.0.{new}.", "old name")
+    for side in ("encoder", "decoder")
+    for old, new in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0"))]
+FOLDER = {"unet": [], "vae": FOLDER_VAE, "text_encoder": FOLDER_TEXT}
+
+# The original single file: prefix -> part. Older merges lack the "text_model." of SD 1.x, as newer folders do.
+PREFIXES = {
+    "model.diffusion_model.": "unet",
+    "first_stage_model.": "vae",
+    "cond_stage_model.transformer.": "text_encoder",    # SD 1.x: CLIP, with the names of its folder
+    "cond_stage_model.model.": "text_encoder",          # SD 2.x: OpenCLIP
+}
+OPEN_CLIP = "cond_stage_model.model."
+# Not weights of the three parts: training state, the schedule's tables, the parts of OpenCLIP that SD leaves out.
+IGNORED = (
+    "model_ema.", "first_stage_model.loss.", "betas", "alphas_cumprod", "alphas_cumprod_prev",
+    "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod", "log_one_minus_alphas_cumprod",
+    "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "posterior_variance",
+    "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2",
+    OPEN_CLIP + "text_projection", OPEN_CLIP + "logit_scale", OPEN_CLIP + "attn_mask",
+    OPEN_CLIP + "text_model.embeddings.position_ids")       # a stray of waifu-diffusion 1.4
+
+UNET = """
+time_embed.0            time_embedding.linear_1
+time_embed.2            time_embedding.linear_2
+input_blocks.0.0        conv_in
+input_blocks.1.0        down_blocks.0.resnets.0
+input_blocks.1.1        down_blocks.0.attentions.0
+input_blocks.2.0        down_blocks.0.resnets.1
+input_blocks.2.1        down_blocks.0.attentions.1
+input_blocks.3.0.op     down_blocks.0.downsamplers.0.conv
+input_blocks.4.0        down_blocks.1.resnets.0
+input_blocks.4.1        down_blocks.1.attentions.0
+input_blocks.5.0        down_blocks.1.resnets.1
+input_blocks.5.1        down_blocks.1.attentions.1
+input_blocks.6.0.op     down_blocks.1.downsamplers.0.conv
+input_blocks.7.0        down_blocks.2.resnets.0
+input_blocks.7.1        down_blocks.2.attentions.0
+input_blocks.8.0        down_blocks.2.resnets.1
+input_blocks.8.1        down_blocks.2.attentions.1
+input_blocks.9.0.op     down_blocks.2.downsamplers.0.conv
+input_blocks.10.0       down_blocks.3.resnets.0
+input_blocks.11.0       down_blocks.3.resnets.1
+middle_block.0          mid_block.resnets.0
+middle_block.1          mid_block.attentions.0
+middle_block.2          mid_block.resnets.1
+output_blocks.0.0       up_blocks.0.resnets.0
+output_blocks.1.0       up_blocks.0.resnets.1
+output_blocks.2.0       up_blocks.0.resnets.2
+output_blocks.2.1.conv  up_blocks.0.upsamplers.0.conv
+output_blocks.3.0       up_blocks.1.resnets.0
+output_blocks.3.1       up_blocks.1.attentions.0
+output_blocks.4.0       up_blocks.1.resnets.1
+output_blocks.4.1       up_blocks.1.attentions.1
+output_blocks.5.0       up_blocks.1.resnets.2
+output_blocks.5.1       up_blocks.1.attentions.2
+output_blocks.5.2.conv  up_blocks.1.upsamplers.0.conv
+output_blocks.6.0       up_blocks.2.resnets.0
+output_blocks.6.1       up_blocks.2.attentions.0
+output_blocks.7.0       up_blocks.2.resnets.1
+output_blocks.7.1       up_blocks.2.attentions.1
+output_blocks.8.0       up_blocks.2.resnets.2
+output_blocks.8.1       up_blocks.2.attentions.2
+output_blocks.8.2.conv  up_blocks.2.upsamplers.0.conv
+output_blocks.9.0       up_blocks.3.resnets.0
+output_blocks.9.1       up_blocks.3.attentions.0
+output_blocks.10.0      up_blocks.3.resnets.1
+output_blocks.10.1      up_blocks.3.attentions.1
+output_blocks.11.0      up_blocks.3.resnets.2
+output_blocks.11.1      up_blocks.3.attentions.2
+out.0                   conv_norm_out
+out.2                   conv_out
+"""
+# Inside a residual block; inside a transformer the names are the same.
+UNET_RESNET = """
+in_layers.0             norm1
+in_layers.2             conv1
+emb_layers.1            time_emb_proj
+out_layers.0            norm2
+out_layers.3            conv2
+skip_connection         conv_shortcut
+"""
+# The decoder counts its levels from the finest, diffusers from the coarsest: up.3 is up_blocks.0.
+VAE = """
+encoder.conv_in         encoder.conv_in
+encoder.down.0.block.0  encoder.down_blocks.0.resnets.0
+encoder.down.0.block.1  encoder.down_blocks.0.resnets.1
+encoder.down.0.downsample.conv  encoder.down_blocks.0.downsamplers.0.conv
+encoder.down.1.block.0  encoder.down_blocks.1.resnets.0
+encoder.down.1.block.1  encoder.down_blocks.1.resnets.1
+encoder.down.1.downsample.conv  encoder.down_blocks.1.downsamplers.0.conv
+encoder.down.2.block.0  encoder.down_blocks.2.resnets.0
+encoder.down.2.block.1  encoder.down_blocks.2.resnets.1
+encoder.down.2.downsample.conv  encoder.down_blocks.2.downsamplers.0.conv
+encoder.down.3.block.0  encoder.down_blocks.3.resnets.0
+encoder.down.3.block.1  encoder.down_blocks.3.resnets.1
+encoder.mid.block_1     encoder.mid_block.resnets.0
+encoder.mid.attn_1      encoder.mid_block.attentions.0
+encoder.mid.block_2     encoder.mid_block.resnets.1
+encoder.norm_out        encoder.conv_norm_out
+encoder.conv_out        encoder.conv_out
+quant_conv              quant_conv
+post_quant_conv         post_quant_conv
+decoder.conv_in         decoder.conv_in
+decoder.mid.block_1     decoder.mid_block.resnets.0
+decoder.mid.attn_1      decoder.mid_block.attentions.0
+decoder.mid.block_2     decoder.mid_block.resnets.1
+decoder.up.3.block.0    decoder.up_blocks.0.resnets.0
+decoder.up.3.block.1    decoder.up_blocks.0.resnets.1
+decoder.up.3.block.2    decoder.up_blocks.0.resnets.2
+decoder.up.3.upsample.conv  decoder.up_blocks.0.upsamplers.0.conv
+decoder.up.2.block.0    decoder.up_blocks.1.resnets.0
+decoder.up.2.block.1    decoder.up_blocks.1.resnets.1
+decoder.up.2.block.2    decoder.up_blocks.1.resnets.2
+decoder.up.2.upsample.conv  decoder.up_blocks.1.upsamplers.0.conv
+decoder.up.1.block.0    decoder.up_blocks.2.resnets.0
+decoder.up.1.block.1    decoder.up_blocks.2.resnets.1
+decoder.up.1.block.2    decoder.up_blocks.2.resnets.2
+decoder.up.1.upsample.conv  decoder.up_blocks.2.upsamplers.0.conv
+decoder.up.0.block.0    decoder.up_blocks.3.resnets.0
+decoder.up.0.block.1    decoder.up_blocks.3.resnets.1
+decoder.up.0.block.2    decoder.up_blocks.3.resnets.2
+decoder.norm_out        decoder.conv_norm_out
+decoder.conv_out        decoder.conv_out
+"""
+VAE_RESNET = """
+norm1                   norm1
+conv1                   conv1
+norm2                   norm2
+conv2                   conv2
+nin_shortcut            conv_shortcut
+"""
+# 1x1 convolutions in the single file, [c, c, 1, 1], Linear in diffusers.
+VAE_ATTENTION = """
+norm                    group_norm
+q                       to_q
+k                       to_k
+v                       to_v
+proj_out                to_out.0
+"""
+TEXT = """
+token_embedding         embeddings.token_embedding
+positional_embedding    embeddings.position_embedding.weight
+ln_final                final_layer_norm
+transformer.resblocks   encoder.layers
+"""
+# in_proj is q, k and v in one tensor, in this order.
+TEXT_LAYER = """
+ln_1                    layer_norm1
+ln_2                    layer_norm2
+mlp.c_fc                mlp.fc1
+mlp.c_proj              mlp.fc2
+attn.out_proj           self_attn.out_proj
+attn.in_proj_weight     self_attn.{q,k,v}_proj.weight
+attn.in_proj_bias       self_attn.{q,k,v}_proj.bias
+"""
 
 
-def rename(key: str, layout: list) -> str | None:
-    """A published key -> the name in ldm, or None for a tensor that is not loaded."""
-    for pattern, replacement, _ in layout:
-        if re.search(pattern, key):
-            if replacement is None:
+def _look_up(table: str, key: str) -> tuple[str, str] | None:
+    """The row whose first column is the key or whole segments at its start: (second column, rest of the key)."""
+    for row in table.split("\n")[1:-1]:
+        old, new = row.split()
+        if key == old or key.startswith(old + "."):
+            return new, key[len(old):]
+    return None
+
+
+def folder_slots(key: str, part: str) -> list[Slot] | None:
+    """Where a key of a folder's file goes; None: nowhere, and rightly so."""
+    for old, new, _ in FOLDER[part]:
+        if key.startswith(old):
+            if new is None:
                 return None
-            key = re.sub(pattern, replacement, key)
-    return key
+            key = new + key[len(old):]
+    return [Slot(key)]
+
+
+def _unet_slots(key: str) -> list[Slot]:
+    found = _look_up(UNET, key)
+    if found is None:
+        return []
+    name, rest = found
+    if ".resnets." in name:
+        inner = _look_up(UNET_RESNET, rest[1:])
+        return [] if inner is None else [Slot(f"{name}.{inner[0]}{inner[1]}")]
+    return [Slot(name + rest)]
+
+
+def _vae_slots(key: str) -> list[Slot]:
+    found = _look_up(VAE, key)
+    if found is None:
+        return []
+    name, rest = found
+    if ".resnets." in name or ".attentions." in name:
+        inner = _look_up(VAE_RESNET if ".resnets." in name else VAE_ATTENTION, rest[1:])
+        if inner is None:
+            return []
+        name, rest = f"{name}.{inner[0]}", inner[1]
+    convolution = ".attentions." in name and "group_norm" not in name and rest == ".weight"
+    return [Slot(name + rest, (lambda t: t.flatten(1)) if convolution else None)]
+
+
+def _open_clip_slots(key: str, layers: int) -> list[Slot] | None:
+    found = _look_up(TEXT, key)
+    if found is None:
+        return []
+    name, rest = found
+    if name != "encoder.layers":
+        return [Slot(name + rest)]
+    number, _, inside = rest[1:].partition(".")
+    if number == str(layers):       # "penultimate": the last layer is in the file and is not run
+        return None
+    inner = _look_up(TEXT_LAYER, inside)
+    if inner is None:
+        return []
+    name, rest = f"{name}.{number}.{inner[0]}", inner[1]
+    if "{q,k,v}" not in name:
+        return [Slot(name + rest)]
+    return [Slot(name.replace("{q,k,v}", q), lambda t, i=i: t.chunk(3)[i]) for i, q in enumerate("qkv")]
+
+
+def single_file_slots(key: str, layers: int) -> tuple[str, list[Slot] | None]:
+    """The part that a key of the single file belongs to, "" if none, and where it goes there.
+
+    None: nowhere, and rightly so; []: no place is known. layers: how many the text encoder runs.
+    """
+    if any(key == row or row[-1] == "." and key.startswith(row) for row in IGNORED):
+        return "", None
+    for prefix, part in PREFIXES.items():
+        if key.startswith(prefix):
+            name = key.removeprefix(prefix)
+            if part == "unet":
+                return part, _unet_slots(name)
+            if part == "vae":
+                return part, _vae_slots(name)
+            return part, _open_clip_slots(name, layers) if prefix == OPEN_CLIP else folder_slots(name, part)
+    return "", []
+
+
+def ema_name(key: str) -> str:
+    """The name of the averaged weights of a U-Net key: latent-diffusion's LitEma drops the dots."""
+    return "model_ema." + key.removeprefix("model.").replace(".", "")

@@ -1,0 +1,93 @@
+"""Open a weight file, or say in one line what it is instead and what to do. Nothing is ever unpickled."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+PICKLES = (".ckpt", ".bin", ".pt", ".pth")
+PICKLE_STARTS = (b"PK\x03\x04", b"\x80")        # torch.save since 1.6: a zip; before: a bare pickle
+
+# What the keys of a file give away: (pattern of a key, what the file is, what to do).
+WHOLE = "use a whole Stable Diffusion 1.x or 2.x text-to-image checkpoint"
+FOREIGN = [
+    (r"^conditioner\.", "a Stable Diffusion XL checkpoint", WHOLE),
+    (r"(^|\.)joint_blocks\.", "a Stable Diffusion 3 checkpoint", WHOLE),
+    (r"(^|\.)(double_blocks|single_transformer_blocks)\.", "a Flux checkpoint", WHOLE),
+    (r"^transformer_blocks\.\d+\.attn\.add_q_proj\.", "a Stable Diffusion 3 checkpoint", WHOLE),
+    (r"(^|[._])lora[._]|^lora", "a LoRA, an addition to a checkpoint", "merge it into its checkpoint first"),
+    (r"^(control_model|controlnet_\w+)\.", "a ControlNet", WHOLE),
+    (r"^(emb_params|string_to_param.*|<.*>)$", "a textual-inversion embedding", WHOLE),
+]
+# A part alone: the first key that fits decides, and the file has no U-Net of the single-file layout.
+PARTS_ALONE = [
+    (r"^(down_blocks|up_blocks|mid_block)\.|^(input_blocks|middle_block)\.", "a U-Net alone"),
+    (r"^(first_stage_model\.)?(encoder|decoder)\.(conv_in|mid|up|down|mid_block|up_blocks|down_blocks)\.",
+     "a VAE alone"),
+    (r"^(cond_stage_model\.|text_model\.|transformer\.resblocks\.|embeddings\.|encoder\.layers\.)",
+     "a text encoder alone"),
+]
+
+
+def pickle_refusal(path: Path) -> str:
+    """The line for a pickle; what follows the colon is Python that converts it."""
+    target = path.with_suffix(".safetensors")
+    target = path.with_stem(path.stem + "-converted") if target == path else target
+    return (f"{path}: is a pickle, which can run code when it is opened and is never loaded; convert it once in "
+            f"Python: import torch, safetensors.torch; w = torch.load(open({str(path)!r}, 'rb'), weights_only=True); "
+            f"safetensors.torch.save_file({{k: v.contiguous().clone() for k, v in w.get('state_dict', w).items() "
+            f"if isinstance(v, torch.Tensor)}}, {str(target)!r})")
+
+
+def refuse_other_formats(path: Path) -> None:
+    """Raise ValueError for what is recognisably no safetensors file, from its first bytes and its size."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        start = file.read(512)
+    again = "download it again"
+    if size == 0:
+        raise ValueError(f"{path}: is empty (0 bytes); {again}")
+    if start.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{path}: is a git-lfs pointer of {size} bytes, not the weights; run git lfs pull there, "
+                         f"or {again}")
+    json = start[8:9] == b"{"       # behind the header's length, whose first bytes may be a pickle's by chance
+    if not json and (start.startswith(PICKLE_STARTS) or path.suffix in PICKLES):
+        raise ValueError(pickle_refusal(path))
+    if not json and start.lstrip()[:1] == b"<":
+        raise ValueError(f"{path}: is a web page, not the weights; {again}, with the link to the file itself")
+    if not start.strip(b"\0"):
+        raise ValueError(f"{path}: starts with zero bytes, not with a safetensors header; {again}")
+    header = int.from_bytes(start[:8], "little")
+    if not json or header > size - 8:
+        found = f"its header should have {header} bytes, the file has {size}" if json else \
+            f"it starts with {start[:8]!r}"
+        raise ValueError(f"{path}: is cut off or not safetensors ({found}); {again}")
+
+
+def open_weights(path: Path, device: str) -> safe_open:
+    """The file, memory-mapped; ValueError if it is not a whole safetensors file with tensors in it."""
+    refuse_other_formats(path)
+    try:
+        file = safe_open(path, framework="pt", device=device)
+    except SafetensorError as err:
+        raise ValueError(f"{path}: not a whole safetensors file ({' '.join(str(err).split())}); "
+                         f"download it again") from None
+    if not file.keys():
+        raise ValueError(f"{path}: holds no tensors; download it again")
+    return file
+
+
+def refuse_foreign(path: Path, keys: Iterable[str]) -> None:
+    """Raise ValueError that says what a single file is, if its keys are not those of SD 1 or 2."""
+    keys = list(keys)
+    for pattern, what, remedy in FOREIGN:
+        if any(re.search(pattern, key) for key in keys):
+            raise ValueError(f"{path}: is {what}; {remedy}")
+    if any(key.startswith("model.diffusion_model.") for key in keys):
+        return
+    for pattern, what in PARTS_ALONE:
+        if any(re.search(pattern, key) for key in keys):
+            raise ValueError(f"{path}: is {what}; give the folder with unet, vae and text_encoder in it, or the "
+                             f"single file that holds all three")
+    raise ValueError(f"{path}: not a Stable Diffusion checkpoint ({len(keys)} tensors, first: {keys[:2]}); {WHOLE}")
