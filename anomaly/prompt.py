@@ -25,6 +25,6 @@ def learned_context(sd: StableDiffusion, vectors: Tensor) -> Tensor:
     if place + count + 1 > length:
         raise ValueError(f"{count} learned vectors do not fit a context of {length} tokens after "
                          f"{place} of {PROMPT!r}; use a checkpoint with a longer context")
-    words = sd.text_encoder.embed(ids).expand(len(vectors), -1, -1)
-    words = torch.cat([words[:, :place], vectors.to(words.dtype), words[:, place + 1:]], dim=1)
+    words = sd.text_encoder.embed(ids).to(vectors.dtype).expand(len(vectors), -1, -1)
+    words = torch.cat([words[:, :place], vectors, words[:, place + 1:]], dim=1)
     return sd.text_encoder.encode(words[:, :length])

@@ -23,7 +23,7 @@ STEPS, GUIDANCE_SCALE = 20, 4.0     # defaults of the tools
 
 @dataclass(frozen=True)
 class Guidance:
-    """Classifier-free guidance: eps = eps_u + scale * (eps_c - eps_u). Scale 1 is none."""
+    """Classifier-free guidance: eps = eps_u + scale * (eps_c - eps_u), or so for v. Scale 1 is none."""
 
     scale: float
     uncond_context: Tensor      # (1, L, d), of the negative prompt
@@ -39,16 +39,16 @@ class Step:
     weight: Tensor | None       # (b, h, w): the w_m that this step was made with
 
 
-def guided_eps(sd: StableDiffusion, x_t: Tensor, t: Tensor, context: Tensor, guidance: Guidance,
-               weight_map: list[Tensor] | None = None) -> Tensor:
-    """eps_hat (b, 4, h, w) under guidance; the unconditional half is weighted with ones."""
+def guided(sd: StableDiffusion, x_t: Tensor, t: Tensor, context: Tensor, guidance: Guidance,
+           weight_map: list[Tensor] | None = None) -> Tensor:
+    """The U-Net's output (b, 4, h, w) under guidance; the unconditional half is weighted with ones."""
     if guidance.scale == 1.0:
         return sd.unet(x_t, t, context, weight_map)
     both = torch.cat([guidance.uncond_context.expand_as(context), context])
     if weight_map is not None:
         weight_map = [torch.cat([torch.ones_like(w), w]) for w in weight_map]
-    eps_u, eps_c = sd.unet(torch.cat([x_t, x_t]), torch.cat([t, t]), both, weight_map).chunk(2)
-    return eps_u + guidance.scale * (eps_c - eps_u)
+    out_u, out_c = sd.unet(torch.cat([x_t, x_t]), torch.cat([t, t]), both, weight_map).chunk(2)
+    return out_u + guidance.scale * (out_c - out_u)
 
 
 @torch.no_grad()
@@ -57,8 +57,9 @@ def ddim(sd: StableDiffusion, x_T: Tensor, context: Tensor, guidance: Guidance, 
     x_t = x_T
     for t, t_prev in sd.schedule.timesteps(steps):
         t, t_prev = (torch.full((len(x_t),), v, device=x_t.device) for v in (t, t_prev))
-        eps_hat = guided_eps(sd, x_t, t, context, guidance)
-        x_t = sd.schedule.ddim_step(sd.schedule.x0_hat(x_t, t, eps_hat), eps_hat, t_prev)
+        out = guided(sd, x_t, t, context, guidance)
+        x0_hat, eps_hat = sd.schedule.x0_hat(x_t, t, out), sd.schedule.eps_hat(x_t, t, out)
+        x_t = sd.schedule.ddim_step(x0_hat, eps_hat, t_prev)
     return x_t
 
 
@@ -79,8 +80,8 @@ def blended_ddim(sd: StableDiffusion, y_0: Tensor, m: Tensor, noise: Tensor, con
     x_t = torch.where(inside > 0, noise, schedule.q_sample(y_0, t_first, noise))
     for n, (t_now, t_next) in enumerate(pairs):
         t, t_prev = (torch.full((len(y_0),), v, device=y_0.device) for v in (t_now, t_next))
-        eps_hat = guided_eps(sd, x_t, t, context, guidance, maps)
-        x0_hat = schedule.x0_hat(x_t, t, eps_hat)
+        out = guided(sd, x_t, t, context, guidance, maps)
+        x0_hat, eps_hat = schedule.x0_hat(x_t, t, out), schedule.eps_hat(x_t, t, out)
         last = n == len(pairs) - 1
         painted = x0_hat if last else schedule.ddim_step(x0_hat, eps_hat, t_prev)
         surroundings = y_0 if last else schedule.q_sample(y_0, t_prev, noise)

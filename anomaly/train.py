@@ -2,9 +2,11 @@
 
     L = || m * (eps - eps_theta(z_t, t, {e_a, e_s})) ||^2       paper, section 3.2
 
-The mask model is learned by the same loop on pictures of masks, with m = 1 everywhere (section 3.4).
+A v model is trained on its own target, v in the place of eps. The mask model is learned by the same loop on
+pictures of masks, with m = 1 everywhere (section 3.4).
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -18,6 +20,10 @@ from ldm.model import StableDiffusion
 
 WARM_UP = 20        # steps of a defect over which the rates rise
 PLATEAU = 200       # steps of a defect after which the rates fall as 1 / sqrt(step)
+# Largest entry of the gradient that is sent back through the U-Net. In a random SD 1.5 the entries inside lie
+# between 2e-8 and 5 times it, those of float16 between 6e-8 and 65504: 256 puts them in the middle.
+INTO_UNET = 256.0
+RETRIES = 4         # scales tried, each 64 times smaller, before a step is given up
 
 
 @dataclass(frozen=True)
@@ -54,15 +60,39 @@ def encode(sd: StableDiffusion, pictures: Iterable[Cropped]) -> Views:
     return Views(torch.stack(latents), torch.stack(cells), torch.stack(masks))
 
 
-def masked_loss(eps_hat: Tensor, eps: Tensor, cells: Tensor) -> Tensor:
+def masked_loss(out: Tensor, target: Tensor, cells: Tensor) -> Tensor:
     """Mean over the batch of each sample's squared error averaged over its own mask; cells (b, h, w).
 
     departs from the released code: it averages over all cells of the batch, so that a small defect is
     out-voted by a large one. Every sample has at least one cell.
     """
-    m = cells[:, None].to(eps.dtype)
-    error = (m * (eps - eps_hat)).square().sum(dim=(1, 2, 3))
-    return (error / (m.sum(dim=(1, 2, 3)) * eps.shape[1])).mean()
+    m = cells[:, None].to(target.dtype)
+    error = (m * (target - out)).square().sum(dim=(1, 2, 3))
+    return (error / (m.sum(dim=(1, 2, 3)) * target.shape[1])).mean()
+
+
+def backward(loss: Tensor, out: Tensor, parameters: list[nn.Parameter]) -> None:
+    """loss.backward() through a frozen U-Net in half precision: fills the parameters' grad, float32.
+
+    The loss is a mean, so its gradient at the U-Net's output is small, and on the way to the context it
+    would fall below float16's smallest number (6e-8). So it enters the U-Net with a largest entry of about
+    INTO_UNET and is divided by the same power of two where it leaves the model: exact in float32, and
+    without the state of a dynamic loss scale. What overflows on the way is sent again, smaller. Raises
+    RuntimeError if the loss is not finite or no scale gives finite gradients.
+    """
+    if not loss.isfinite():
+        raise RuntimeError("the loss is not finite; use --dtype bf16 or fp32")
+    gradient, = torch.autograd.grad(loss, out)
+    largest = float(gradient.abs().max())
+    scale = 2.0 ** round(math.log2(INTO_UNET / largest)) if largest > 0 else 1.0
+    for _ in range(RETRIES):
+        found = torch.autograd.grad(out, parameters, gradient * scale, retain_graph=True, allow_unused=True)
+        if all(g is None or bool(g.isfinite().all()) for g in found):
+            for parameter, g in zip(parameters, found):
+                parameter.grad = None if g is None else g / scale       # None: Adam leaves it untouched
+            return
+        scale /= 2 ** 6
+    raise RuntimeError("the gradients overflow at every scale; use --dtype bf16 or fp32")
 
 
 def rate(step: int) -> float:
@@ -86,10 +116,24 @@ def draw(views: Views, batch_size: int, timesteps: int, seed: int,
 
 def predict(sd: StableDiffusion, vectors: dict[str, Tensor], z_0: Tensor, t: Tensor,
             eps: Tensor) -> Tensor:
-    """eps_theta(z_t, t, e) of the frozen model, with gradients into the vectors."""
+    """The frozen U-Net's output for z_t and e, float32, with gradients into the vectors."""
     z_t = sd.schedule.q_sample(z_0, t, eps)
     context = learned_context(sd, torch.cat(list(vectors.values()), dim=1))
-    return sd.unet(z_t, t, context).float()
+    return sd.unet(z_t, t, context)
+
+
+def gradients(sd: StableDiffusion, views: Views, stem: str, learner: nn.Module,
+              parameters: list[nn.Parameter], batch_size: int, seed: int,
+              step: int) -> tuple[float, dict[str, float]]:
+    """One batch of a defect, its gradients left in the parameters. -> its loss, the rms of each e."""
+    z_0, cells, masks, t, eps = (x.to(sd.device) for x in draw(
+        views, batch_size, sd.schedule.config.train_timesteps, seed, step))
+    vectors = learner(stem, masks)
+    out = predict(sd, vectors, z_0, t, eps)
+    loss = masked_loss(out, sd.schedule.target(z_0, t, eps), cells)
+    backward(loss, out, parameters)
+    return float(loss.detach()), {name: float(v.detach().square().mean().sqrt())
+                                  for name, v in vectors.items()}
 
 
 def textual_inversion(sd: StableDiffusion, views: dict[str, Views], learner: nn.Module,
@@ -100,18 +144,13 @@ def textual_inversion(sd: StableDiffusion, views: dict[str, Views], learner: nn.
     learner(stem, masks) gives the vectors in their order in the prompt; its parameters are the
     optimizer's. What has been yielded is complete: the caller may save between steps.
     """
-    stems, rms = list(views), word_rms(sd)
+    stems, word = list(views), word_rms(sd)
     rates = [group["lr"] for group in optimizer.param_groups]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for step in range(start, end):
         stem = stems[step % len(stems)]
-        z_0, cells, masks, t, eps = (x.to(sd.device) for x in draw(
-            views[stem], batch_size, sd.schedule.config.train_timesteps, seed, step))
         for group, base in zip(optimizer.param_groups, rates):
             group["lr"] = base * rate(step // len(stems))
-        vectors = learner(stem, masks)
-        loss = masked_loss(predict(sd, vectors, z_0, t, eps), eps, cells)
-        optimizer.zero_grad(set_to_none=True)       # None: Adam leaves the other defects untouched
-        loss.backward()
+        loss, rms = gradients(sd, views[stem], stem, learner, parameters, batch_size, seed, step)
         optimizer.step()
-        norms = {name: float(v.detach().square().mean().sqrt()) / rms for name, v in vectors.items()}
-        yield Record(step + 1, stem, float(loss.detach()), norms)
+        yield Record(step + 1, stem, loss, {name: value / word for name, value in rms.items()})

@@ -18,7 +18,8 @@ from anomaly.dataset import Defect, select
 from anomaly.embedding import AnomalyEmbedding
 from anomaly.output import generate
 from anomaly.output import run as runs
-from anomaly.output.console import Parser, Progress, at_least, choose_device, positive, run_tool
+from anomaly.output.console import (Parser, Progress, at_least, choose_device, choose_dtype, positive,
+                                    run_tool)
 from anomaly.output.pairs import PairFolder
 from anomaly.output.placement import Normal, find_normals, fits, read_mask_files, training_stamps
 from anomaly.sampler import GUIDANCE_SCALE, STEPS, Guidance
@@ -48,6 +49,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--batch-size", type=at_least(1), default=8, help="pairs painted together")
     add("--out", type=Path, default=Path("generated"), help="the folder of pairs")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to compute")
+    add("--dtype", choices=["auto", "fp32", "bf16", "fp16"], default="auto",
+        help="of the frozen model; auto: fp16 on CUDA, else fp32")
     add("--seed", type=at_least(0), default=0, help="of everything random")
     args = parser.parse_args(argv)
     if args.reweight_gain is not None and args.reweight not in ("paper", "constant"):
@@ -79,7 +82,8 @@ def pair_options(args: argparse.Namespace, run: runs.Run) -> dict:
     return {"run": hashlib.sha256(encoder).hexdigest(), "masks": masks,
             "normals": None if args.normals is None else str(args.normals.resolve()),
             "steps": args.steps, "guidance": args.guidance, "negative": args.negative,
-            "reweight": args.reweight, "reweight_gain": args.reweight_gain, "seed": args.seed}
+            "reweight": args.reweight, "reweight_gain": args.reweight_gain, "dtype": args.dtype,
+            "seed": args.seed}
 
 
 def normals_of(args: argparse.Namespace, defect: Defect) -> list[Normal]:
@@ -125,16 +129,18 @@ def main(argv: list[str] | None = None) -> None:
     """Paint n pairs of every defect; what is there already is not painted again."""
     args = parse_args(argv)
     device = choose_device(args.device)
+    dtype = choose_dtype(args.dtype, device)
     run = runs.read_run(args.run)
     defects = select(run.defects, args.only)
     folder = PairFolder(args.out, pair_options(args, run))
     normals = {d.key: normals_of(args, d) for d in defects}
     with Progress(f"loading {run.config['options']['weights']}", 1) as progress:
         weights = run.config["options"]["weights"]
-        sd = load(weights, device)
+        sd = load(weights, device, dtype, run.config["prediction_type"])
         runs.check_weights(run, weights, fingerprint(weights))
         learner = load_learner(run, sd, defects)
         progress.step()
+    print(*sd.remarks, sep="\n", file=sys.stderr)
     shape = (sd.unet.config.latent_channels, *[run.config["size"] // sd.vae.config.factor] * 2)
     to_rgb = runs.load_module(run, "latent_to_rgb")["latent_to_rgb"].to(sd.device)
     for defect in defects:

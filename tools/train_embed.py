@@ -21,7 +21,7 @@ from anomaly.dataset import (Defect, check_names, find_defects, first_third, pai
 from anomaly.embedding import AnomalyEmbedding, MaskEmbedding
 from anomaly.mask_model import mask_picture
 from anomaly.output import run as runs
-from anomaly.output.console import Parser, Progress, at_least, choose_device, run_tool
+from anomaly.output.console import Parser, Progress, at_least, choose_device, choose_dtype, run_tool
 from anomaly.output.files import write_image
 from anomaly.output.generate import Settings
 from anomaly.output.preview import preview_row, training_views
@@ -39,7 +39,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The options of design section 6 that training has."""
     parser = Parser("train_embed.py", "Learn defects from photographs with masks.")
     add = parser.add_argument
-    add("--weights", type=Path, required=True, help="Stable Diffusion 1.x folder in diffusers layout")
+    add("--weights", type=Path, required=True, help="Stable Diffusion 1.x or 2.x: a diffusers folder or "
+        "the original single .safetensors file")
+    add("--prediction-type", choices=["auto", "eps", "v"], default="auto",
+        help="what the model predicts; auto: as its files say")
     add("--data", type=Path, help="data set in MVTec AD layout: one category, or a folder of them")
     add("--images", type=Path, help="folder of defect photographs, instead of --data")
     add("--masks", type=Path, help="folder of their masks, of the same names")
@@ -55,6 +58,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--out", type=Path, default=Path("runs/demo"), help="the run's folder")
     add("--resume", action="store_true", help="continue the run in --out; a larger --steps extends it")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to compute")
+    add("--dtype", choices=["auto", "fp32", "bf16", "fp16"], default="auto",
+        help="of the frozen model; auto: fp16 on CUDA, else fp32")
     add("--seed", type=at_least(0), default=0, help="of everything random")
     args = parser.parse_args(argv)
     if (args.data is None) == (args.images is None):
@@ -81,11 +86,12 @@ def select_defects(args: argparse.Namespace) -> list[Defect]:
     return [first_third(d) for d in defects] if split == "third" else defects
 
 
-def describe_run(args: argparse.Namespace, defects: list[Defect], size: int) -> dict:
+def describe_run(args: argparse.Namespace, defects: list[Defect], sd: StableDiffusion, size: int) -> dict:
     """config.json of the run."""
     options = {name: str(value.resolve()) if isinstance(value, Path) else value
                for name, value in vars(args).items() if name not in ("out", "resume", "device")}
     return {"options": options, "size": size, "weights_sha256": fingerprint(args.weights),
+            "prediction_type": "v" if sd.schedule.config.v_prediction else "eps",
             "versions": {"python": platform.python_version(), "torch": torch.__version__,
                          "numpy": np.__version__},
             "defects": runs.describe(defects)}
@@ -144,17 +150,19 @@ def main(argv: list[str] | None = None) -> None:
     """Learn every defect, then every mask model, then draw the preview."""
     args = parse_args(argv)
     device = choose_device(args.device)
+    dtype = choose_dtype(args.dtype, device)
     defects = select_defects(args)
     for defect in defects:
         for example in defect.examples:
             read_example(example)       # every fault of the input is found before anything is written
     with Progress(f"loading {args.weights}", 1) as progress:
-        sd = load(args.weights, device)
+        sd = load(args.weights, device, dtype, args.prediction_type)
         size = args.size or sd.native_size
         if size % sd.size_multiple:
             raise ValueError(f"--size: {size}, but the model takes multiples of {sd.size_multiple}")
-        run = runs.start_run(args.out, describe_run(args, defects, size), args.resume)
+        run = runs.start_run(args.out, describe_run(args, defects, sd, size), args.resume)
         progress.step()
+    print(*sd.remarks, sep="\n", file=sys.stderr)
     to_rgb = fit_latent_to_rgb(sd, defects, size)
     runs.save_module(run, "latent_to_rgb", {"latent_to_rgb": to_rgb})
     learner = AnomalyEmbedding(sd, defects, args.seed)

@@ -65,6 +65,18 @@ def choose_device(name: str) -> str:
     return "cuda" if name == "auto" and torch.cuda.is_available() else "cpu" if name == "auto" else name
 
 
+def choose_dtype(name: str, device: str) -> torch.dtype:
+    """auto, fp32, bf16 or fp16 -> the dtype of the frozen weights; auto is fp16 on CUDA, else fp32.
+
+    Raises ValueError for fp16 on a CPU, where it is slower than float32 and some kernels are missing.
+    """
+    if name == "fp16" and device == "cpu":
+        raise ValueError("--dtype fp16: found a CPU, expected CUDA; use --dtype fp32 or bf16")
+    if name == "auto":
+        name = "fp32" if device == "cpu" else "fp16"
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
 def run_tool(name: str, main: Callable[[], None]) -> int:
     """Exit code of a tool: 0, 2 if the input is at fault, 130 if interrupted, 1 for anything else."""
     try:

@@ -61,7 +61,8 @@ def read_run(folder: Path) -> Run:
                                 f"train_embed.py --out {folder}, without --resume")
     try:
         run = Run(folder, json.loads(path.read_text(encoding="utf-8")))
-        _ = run.defects, run.config["options"]["steps"], run.config["weights_sha256"], run.config["size"]
+        _ = [run.config[key] for key in ("size", "weights_sha256", "prediction_type")]
+        _ = run.defects, run.config["options"]["steps"]
     except (ValueError, KeyError, TypeError, AttributeError) as err:
         raise ValueError(f"{path}: not a run's config.json ({type(err).__name__}: {err}); "
                          f"train again into another folder") from None
