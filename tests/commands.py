@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -30,7 +31,11 @@ def call(tool, *argv):
 
 
 def start(tool, *argv):
-    """The tool as a process of its own, on one thread like the tests: the bytes are to be compared."""
+    """The tool as a process of its own, on one thread like the tests: the bytes are to be compared.
+
+    It hears Ctrl-C even where a shell has started the tests in the background, with SIGINT ignored.
+    """
     return subprocess.Popen([sys.executable, ROOT / "tools" / f"{tool}.py", *map(str, argv)], text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            env={**os.environ, "OMP_NUM_THREADS": "1"})
+                            env={**os.environ, "OMP_NUM_THREADS": "1"},
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))

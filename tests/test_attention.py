@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from checkpoint import make_prompt_matter, small_unet
+from benchmarks.random_models import make_prompt_matter, small_unet
 from ldm.attention import CrossAttention, SelfAttention, SpatialTransformer
 from ldm.config import UNetConfig
 from ldm.unet import UNet

@@ -87,7 +87,7 @@ def test_faulty_training_data(capsys, checkpoint, data, tmp_path, spoil, words):
     (["--device", "cuda"], ["--device cuda", "no CUDA device", "--device cpu"]),
     (["--only", "tile/crak"], ["--only", "tile/crak", "tile/crack, tile/hole"]),
     (["--resume"], ["not a training run", "without --resume"]),
-    (["--weights", "/nowhere"], ["/nowhere", "no such folder", "Stable Diffusion"]),
+    (["--weights", "/nowhere"], ["/nowhere", "no such file or folder", "Stable Diffusion"]),
     (["--images", "x"], ["--data", "--images"]),
 ])
 def test_faulty_training_options(capsys, checkpoint, good, tmp_path, argv, words):

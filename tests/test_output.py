@@ -200,6 +200,7 @@ def test_a_second_command_with_other_options_is_refused_naming_the_option(tmp_pa
 @pytest.fixture
 def run(tmp_path):
     config = {"options": {"steps": 5, "weights": "w", "seed": 0}, "size": 64, "weights_sha256": "ab" * 32,
+              "prediction_type": "eps",
               "defects": [{"object": "Tile A", "defect": "crack", "normals": None,
                            "train": [{"image": "/i.png", "mask": "/m.png"}]}]}
     return runs.start_run(tmp_path / "run", config, resume=False)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from anomaly.reweight import constant, difference, paper, pyramid
-from anomaly.sampler import Guidance, blended_ddim, guided_eps
+from anomaly.sampler import Guidance, blended_ddim, guided
 
 STEPS = 5
 
@@ -94,7 +94,7 @@ def test_under_guidance_only_the_conditional_half_is_weighted(sd, scene):
     t = torch.tensor([500, 500])
     maps = pyramid(constant(m, m, 2.5), m, sd.unet.config.levels)
     with torch.no_grad():
-        got = guided_eps(sd, noise, t, context, guidance, maps)
+        got = guided(sd, noise, t, context, guidance, maps)
         eps_u = sd.unet(noise, t, guidance.uncond_context.expand(2, -1, -1))
         eps_c = sd.unet(noise, t, context, maps)
     torch.testing.assert_close(got, eps_u + 3.0 * (eps_c - eps_u), rtol=1e-4, atol=1e-5)

@@ -7,6 +7,7 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 
 from anomaly.sampler import Guidance, ddim
+from ldm.config import ScheduleConfig
 from ldm.schedule import Schedule
 
 # Computed in float64 from linspace(sqrt(0.00085), sqrt(0.012), 1000) ** 2, outside this project.
@@ -14,10 +15,10 @@ PUBLISHED = {0: .9991500000, 1: .9982960278, 21: .9803807481, 500: .2763326838, 
              999: .0046600985}
 
 
-def ddim_scheduler() -> DDIMScheduler:
+def ddim_scheduler(prediction_type: str = "epsilon") -> DDIMScheduler:
     return DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
                          clip_sample=False, set_alpha_to_one=False, steps_offset=1,
-                         timestep_spacing="leading")
+                         timestep_spacing="leading", prediction_type=prediction_type)
 
 
 def noise_latents(kind, b=2, h=8, w=12):
@@ -26,9 +27,9 @@ def noise_latents(kind, b=2, h=8, w=12):
     return noise if kind == "noisy" else 0.3 + 1e-3 * noise
 
 
-def reference_ddim(eps_of, x_t, steps):
+def reference_ddim(eps_of, x_t, steps, prediction_type="epsilon"):
     """diffusers' own loop."""
-    scheduler = ddim_scheduler()
+    scheduler = ddim_scheduler(prediction_type)
     scheduler.set_timesteps(steps)
     for t in scheduler.timesteps:
         x_t = scheduler.step(eps_of(x_t, t), t, x_t).prev_sample
@@ -106,3 +107,42 @@ def test_ddim_of_the_small_unet_ends_where_diffusers_ends(sd, checkpoint, b):
     x_T = noise_latents("noisy", b, 8, 16)
     found = ddim(sd, x_T, context, Guidance(1.0, sd.context("")), 10)
     assert_equal(found, reference_ddim(lambda x_t, t: reference(x_t, t, context).sample, x_T, 10))
+
+
+V = Schedule(ScheduleConfig(v_prediction=True))
+
+
+@pytest.mark.parametrize("kind", ["noisy", "flat"])
+def test_the_target_of_a_v_model_equals_diffusers_velocity(kind):
+    x_0, eps, t = noise_latents(kind), noise_latents("noisy").flip(0), torch.tensor([21, 981])
+    assert_equal(V.target(x_0, t, eps), ddim_scheduler().get_velocity(x_0, eps, t))
+    assert Schedule().target(x_0, t, eps) is eps
+
+
+@pytest.mark.parametrize("kind", ["noisy", "flat"])
+@pytest.mark.parametrize("t", [1, 501, 981])
+def test_x0_hat_of_a_v_model_equals_diffusers(kind, t):
+    scheduler = ddim_scheduler("v_prediction")
+    scheduler.set_timesteps(50)
+    x_t, v = noise_latents(kind), noise_latents("noisy").flip(0)
+    found = V.x0_hat(x_t, torch.tensor([t, t]), v)
+    assert_equal(found, scheduler.step(v, t, x_t).pred_original_sample)
+
+
+@pytest.mark.parametrize("schedule", [Schedule(), V], ids=["eps", "v"])
+def test_the_target_leads_back_to_the_latent_and_the_noise(schedule):
+    x_0, eps, t = noise_latents("flat"), noise_latents("noisy").flip(0), torch.tensor([21, 501])
+    x_t, out = schedule.q_sample(x_0, t, eps), schedule.target(x_0, t, eps)
+    torch.testing.assert_close(schedule.x0_hat(x_t, t, out), x_0, rtol=0, atol=1e-5)
+    torch.testing.assert_close(schedule.eps_hat(x_t, t, out), eps, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [1, 30, 50])
+def test_ddim_of_a_fixed_v_predictor_ends_where_diffusers_ends(steps):
+    def v_of(x_t, t):
+        return torch.tanh(0.3 * x_t + t / 1000)
+
+    fake = SimpleNamespace(schedule=V, unet=lambda x_t, t, *_: v_of(x_t, t[:, None, None, None]))
+    x_T = noise_latents("noisy")
+    found = ddim(fake, x_T, torch.zeros(2, 1, 1), Guidance(1.0, torch.zeros(1, 1, 1)), steps)
+    assert_equal(found, reference_ddim(v_of, x_T, steps, "v_prediction"))

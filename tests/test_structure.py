@@ -9,12 +9,14 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 RUN_TIME = {"torch", "safetensors", "numpy", "PIL", "einops", "tokenizers", "tqdm"}
+REFERENCES = {"diffusers", "transformers"}     # what the extra `test` installs
 MAY_IMPORT = {      # folder -> the project's own packages it may use
     "ldm": {"ldm"},
     "weights": {"weights", "ldm"},
     "anomaly": {"anomaly", "ldm"},
     "anomaly/output": {"anomaly", "ldm"},
-    "tools": {"anomaly", "ldm", "weights"},
+    "tools": {"anomaly", "ldm", "weights", "benchmarks"},
+    "tools/benchmarks": {"anomaly", "ldm", "weights", "benchmarks", *REFERENCES},
 }
 
 
@@ -41,8 +43,10 @@ def test_imports_point_one_way_and_need_only_the_run_time_packages(folder):
 
 
 def test_both_rings_stay_within_their_lines():
+    """Lines that are not blank: code, comments, docstrings, tables."""
     def lines(*patterns):
-        return sum(len(p.read_text().splitlines()) for pattern in patterns for p in ROOT.glob(pattern))
+        return sum(bool(line.strip()) for pattern in patterns for p in ROOT.glob(pattern)
+                   for line in p.read_text().splitlines())
     assert lines("ldm/*.py", "weights/*.py", "anomaly/*.py") <= 2500
     assert lines("anomaly/output/*.py", "tools/**/*.py") <= 2500
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import CLIPTextModel
 
-from checkpoint import small_text_encoder
+from benchmarks.random_models import small_text_encoder
 from ldm.config import TextConfig
 from ldm.text_encoder import TextEncoder
 

@@ -5,7 +5,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.embeddings import get_timestep_embedding
 
-from checkpoint import make_prompt_matter, randomise, small_unet
+from benchmarks.random_models import make_prompt_matter, randomise, small_unet
 from ldm.config import UNetConfig
 from ldm.unet import UNet, timestep_embedding
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from checkpoint import small_vae
+from benchmarks.random_models import small_vae
 from ldm.config import VAEConfig
 from ldm.vae import VAE
 

@@ -1,0 +1,357 @@
+"""What load refuses, in one line that names the file, says what it is and what to do."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from models_on_disk import TEXT, UNET, VAE_FILE, edit_json, edit_tensors, refusal
+from weights import load
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path):
+    message = refusal(tmp_path / "nowhere", FileNotFoundError)
+    assert message.startswith(f"{tmp_path / 'nowhere'}: no such file or folder; expected")
+
+
+@pytest.mark.parametrize("name", [UNET, VAE_FILE, TEXT, "unet/config.json", "vae/config.json",
+                                  "text_encoder/config.json", "scheduler/scheduler_config.json",
+                                  "tokenizer/merges.txt"])
+def test_a_missing_file_is_refused_by_name(folder, name):
+    (folder / name).unlink()
+    assert refusal(folder, FileNotFoundError).startswith(f"{folder / name}: not found")
+
+
+def test_a_missing_tokenizer_is_refused(folder):
+    shutil.rmtree(folder / "tokenizer")
+    assert str(folder / "tokenizer") in refusal(folder, FileNotFoundError)
+
+
+PICKLES = {
+    "a zip, as torch.save writes": lambda path, tensors: torch.save(tensors, path),
+    "bare, as torch.save wrote before 1.6": lambda path, tensors: torch.save(
+        tensors, path, _use_new_zipfile_serialization=False),
+    "nested in a state_dict, beside numbers": lambda path, tensors: torch.save(
+        {"global_step": 875000, "state_dict": tensors}, path),
+}
+
+
+@pytest.mark.parametrize("kind", PICKLES)
+def test_a_folder_of_pickles_is_refused_with_lines_that_convert_it(folder, sd, kind):
+    tensors = load_file(folder / UNET)
+    (folder / UNET).unlink()
+    pickle = folder / "unet/diffusion_pytorch_model.bin"
+    PICKLES[kind](pickle, tensors)
+    message = refusal(folder, FileNotFoundError)
+    assert message.startswith(f"{pickle}: is a pickle")
+    exec(message.split("in Python: ")[1], {})
+    assert torch.equal(load(folder).unet.conv_in.weight, sd.unet.conv_in.weight)
+
+
+@pytest.mark.parametrize("kind", PICKLES)
+@pytest.mark.parametrize("name", ["model.ckpt", "model.pt", "model.safetensors"])
+def test_a_single_pickle_is_refused_with_lines_that_convert_it(single_files, tmp_path, kind, name):
+    path = tmp_path / name
+    PICKLES[kind](path, load_file(single_files["SD 1.5"]))
+    message = refusal(path)
+    assert message.startswith(f"{path}: is a pickle")
+    exec(message.split("in Python: ")[1], {})
+    converted = "model-converted.safetensors" if name == "model.safetensors" else "model.safetensors"
+    assert load(tmp_path / converted).native_size == 512
+
+
+def test_a_pickle_is_not_opened(tmp_path):
+    (tmp_path / "evil.ckpt").write_bytes(b"cos\nsystem\n(S'exit 3'\ntR.")
+    assert "is a pickle" in refusal(tmp_path / "evil.ckpt")
+
+
+def header(text, length=None, data=b"\0" * 64):
+    """The bytes of a safetensors file with this header."""
+    text = text.encode()
+    return (len(text) if length is None else length).to_bytes(8, "little") + text + data
+
+
+def tensors(**offsets):
+    return header(json.dumps({
+        name: {"dtype": "F32", "shape": [(b - a) // 4], "data_offsets": [a, b]}
+        for name, (a, b) in offsets.items()}))
+
+
+DAMAGED = {     # what lies on the disk: what the message says
+    "cut off": (lambda whole: whole[:-1000], "not a whole safetensors file"),
+    "half a header": (lambda whole: whole[:100], "is cut off or not safetensors (its header should have"),
+    "nothing": (lambda whole: b"", "is empty (0 bytes)"),
+    "three bytes": (lambda whole: b"abc", "is cut off or not safetensors"),
+    "zero bytes": (lambda whole: b"\0" * len(whole), "starts with zero bytes"),
+    "a git-lfs pointer": (lambda whole: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+                          "is a git-lfs pointer of 63 bytes, not the weights; run git lfs pull"),
+    "a web page": (lambda whole: b"<!doctype html><html>404</html>", "is a web page"),
+    "noise": (lambda whole: bytes(range(1, 250)), "is cut off or not safetensors (it starts with"),
+    "a header longer than the file": (lambda whole: header("{}", 2 ** 62), "is cut off or not safetensors"),
+    "a header that is not JSON": (lambda whole: header("{oh no"), "not a whole safetensors file"),
+    "a header nested deeply": (lambda whole: header("{\"a\":" * 50_000), "not a whole safetensors file"),
+    "overlapping tensors": (lambda whole: tensors(a=(0, 64), b=(32, 64)), "not a whole safetensors file"),
+    "a tensor beyond the end": (lambda whole: tensors(a=(0, 64), b=(64, 640)), "not a whole safetensors file"),
+    "a gap": (lambda whole: tensors(a=(0, 32), b=(48, 64)), "not a whole safetensors file"),
+    "no tensors": (lambda whole: header("{}", data=b""), "holds no tensors"),
+}
+
+
+@pytest.mark.parametrize("fault", DAMAGED)
+def test_a_damaged_file_is_refused_by_what_it_is(folder, single_files, tmp_path, fault):
+    damage, expected = DAMAGED[fault]
+    for name in (UNET, VAE_FILE, TEXT):
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(damage(whole))
+        message = refusal(folder)
+        assert message.startswith(f"{folder / name}: {expected}") and "; " in message
+        (folder / name).write_bytes(whole)
+    path = tmp_path / "single.safetensors"
+    path.write_bytes(damage(single_files["SD 1.5"].read_bytes()))
+    assert refusal(path).startswith(f"{path}: {expected}")
+
+
+@pytest.mark.parametrize("name", [UNET, VAE_FILE, TEXT])
+@pytest.mark.parametrize("fault", ["missing", "extra", "shape"])
+def test_tensors_that_do_not_match_the_config_are_refused_by_name(folder, name, fault):
+    key = {UNET: "conv_in.weight", VAE_FILE: "quant_conv.weight",
+           TEXT: "final_layer_norm.weight"}[name]
+
+    def change(found):
+        if fault == "missing":
+            del found[key]
+        elif fault == "extra":
+            found["more.weight"] = torch.zeros(2)
+        else:
+            found[key] = torch.cat([found[key], found[key]])
+        return found
+
+    edit_tensors(folder / name, change)
+    message = refusal(folder)
+    assert str(folder / name) in message and ("more.weight" if fault == "extra" else key) in message
+    assert {"missing": "1 tensors missing", "extra": "1 unexpected",
+            "shape": "has shape"}[fault] in message
+
+
+def test_a_shape_is_not_made_to_fit_by_broadcasting_or_reshaping(folder):
+    edit_tensors(folder / VAE_FILE, lambda found: {
+        **found, "quant_conv.weight": found["quant_conv.weight"].flatten(1)})
+    assert "quant_conv.weight has shape (8, 8), which does not give" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["unet/config.json", "vae/config.json", "text_encoder/config.json",
+                                  "scheduler/scheduler_config.json", "tokenizer/vocab.json"])
+@pytest.mark.parametrize("text", ["", "{", '{"a":\n 1,\n}', "[]", "null", "\udcff"])
+def test_a_json_file_that_holds_no_object_is_refused_by_name(folder, name, text):
+    (folder / name).write_bytes(text.encode("utf-8", "surrogateescape"))
+    assert str(folder / name) in refusal(folder)
+
+
+@pytest.mark.parametrize("name, key, value", [
+    ("unet/config.json", "layers_per_block", 100_000),      # a model of so many blocks would take hours to build
+    ("text_encoder/config.json", "num_hidden_layers", 100_000),
+    ("unet/config.json", "in_channels", 9),
+    ("unet/config.json", "in_channels", 8),
+    ("unet/config.json", "use_linear_projection", 1.5),
+    ("unet/config.json", "in_channels", "4"),
+    ("unet/config.json", "upcast_attention", "yes"),
+    ("unet/config.json", "flip_sin_to_cos", False),
+    ("unet/config.json", "freq_shift", 1),
+    ("unet/config.json", "norm_eps", 1e-6),
+    ("unet/config.json", "only_cross_attention", True),
+    ("unet/config.json", "class_embed_type", "timestep"),
+    ("unet/config.json", "addition_embed_type", "text_time"),
+    ("unet/config.json", "act_fn", "gelu"),
+    ("unet/config.json", "transformer_layers_per_block", [1, 2, 10]),
+    ("unet/config.json", "down_block_types", ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D"]),
+    ("unet/config.json", "up_block_types",
+     ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"]),
+    ("unet/config.json", "block_out_channels", [32, 64]),
+    ("unet/config.json", "block_out_channels", "32"),
+    ("unet/config.json", "norm_num_groups", 7),
+    ("unet/config.json", "attention_head_dim", 5),
+    ("unet/config.json", "attention_head_dim", [4, 4]),
+    ("unet/config.json", "cross_attention_dim", None),
+    ("vae/config.json", "latent_channels", 16),
+    ("vae/config.json", "scaling_factor", 0),
+    ("vae/config.json", "norm_num_groups", 5),
+    ("vae/config.json", "use_quant_conv", False),
+    ("vae/config.json", "shift_factor", 0.1159),
+    ("text_encoder/config.json", "hidden_act", "relu"),
+    ("text_encoder/config.json", "hidden_act", ["gelu"]),
+    ("text_encoder/config.json", "num_attention_heads", 5),
+    ("text_encoder/config.json", "hidden_size", "32"),
+    ("scheduler/scheduler_config.json", "prediction_type", "sample"),
+    ("scheduler/scheduler_config.json", "beta_schedule", "linear"),
+    ("scheduler/scheduler_config.json", "rescale_betas_zero_snr", True),
+    ("scheduler/scheduler_config.json", "beta_end", 0.0001),
+])
+def test_a_config_of_another_model_is_refused_by_file(folder, name, key, value):
+    edit_json(folder / name, **{key: value})
+    assert str(folder / name) in refusal(folder)
+
+
+def test_a_linear_projection_that_the_weights_do_not_have_is_refused(folder):
+    edit_json(folder / "unet/config.json", use_linear_projection=True)
+    assert "proj_in.weight has shape (32, 32, 1, 1), which does not give" in refusal(folder)
+
+
+@pytest.mark.parametrize("channels, kind", [
+    (9, "an inpainting model"), (8, "an image-editing model (InstructPix2Pix)"), (5, "a depth-to-image model")])
+def test_a_unet_that_reads_more_than_latents_is_refused_by_what_it_is(
+        folder, single_files, tmp_path, channels, kind):
+    edit_json(folder / "unet/config.json", in_channels=channels)
+    assert f"reads {channels} channels, so this is {kind}; use a text-to-image model" in refusal(folder)
+    key, path = "model.diffusion_model.input_blocks.0.0.weight", tmp_path / "single.safetensors"
+    found = load_file(single_files["SD 1.5"])
+    save_file({**found, key: torch.zeros(32, channels, 3, 3)}, path)
+    assert f"{path}: the U-Net reads {channels} channels, so this is {kind}" in refusal(path)
+
+
+@pytest.mark.parametrize("name", [
+    "StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline", "StableDiffusionInpaintPipeline",
+    "StableDiffusionDepth2ImgPipeline", "StableDiffusionInstructPix2PixPipeline"])
+def test_a_folder_of_another_pipeline_is_refused_by_its_name(folder, name):
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": name}))
+    assert f"{folder}: holds a {name} (model_index.json); expected" in refusal(folder)
+
+
+KEYS_OF_OTHERS = {
+    "a Stable Diffusion XL checkpoint": [
+        "conditioner.embedders.0.transformer.text_model.x", "model.diffusion_model.input_blocks.0.0.weight"],
+    "a Stable Diffusion 3 checkpoint": ["model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight"],
+    "a Flux checkpoint": ["double_blocks.0.img_attn.qkv.weight", "single_blocks.0.linear1.weight"],
+    "a LoRA, an addition to a checkpoint": ["lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight"],
+    "a LoRA, an addition": ["unet.down_blocks.0.attentions.0.proj_in.lora_A.weight"],
+    "a ControlNet": ["control_model.input_blocks.0.0.weight", "control_model.zero_convs.0.0.weight"],
+    "a textual-inversion embedding": ["emb_params"],
+    "a VAE alone": ["encoder.conv_in.weight", "decoder.up.0.block.0.conv1.weight"],
+    "a text encoder alone": ["text_model.embeddings.token_embedding.weight"],
+    "a U-Net alone": ["down_blocks.0.resnets.0.conv1.weight", "conv_in.weight"],
+    "not a Stable Diffusion checkpoint (1 tensors, first: ['classifier.weight'])": ["classifier.weight"],
+}
+
+
+@pytest.mark.parametrize("what", KEYS_OF_OTHERS)
+def test_a_file_of_another_kind_is_refused_by_what_it_is(tmp_path, what):
+    path = tmp_path / "other.safetensors"
+    save_file({key: torch.zeros(2, 4, 1, 1) for key in KEYS_OF_OTHERS[what]}, path)
+    message = refusal(path)
+    assert message.startswith(f"{path}: {'' if what.startswith('not') else 'is '}{what}") and "; " in message
+
+
+@pytest.mark.parametrize("part, what", [(UNET, "a U-Net"), (VAE_FILE, "a VAE"), (TEXT, "a text encoder")])
+def test_a_part_of_a_folder_is_refused_as_such(folder, part, what):
+    assert f"{folder / part}: is {what} alone; give the folder" in refusal(folder / part)
+    inside = (folder / part).parent
+    assert f"{inside}: is one part of a model; give the folder that holds it, {folder}" in refusal(inside)
+
+
+def test_a_folder_of_something_else_says_what_it_holds(single_files, tmp_path):
+    assert f"{tmp_path}: holds no unet folder; expected" in refusal(tmp_path, FileNotFoundError)
+    shutil.copy(single_files["SD 1.5"], tmp_path / "v1-5.safetensors")
+    assert f"{tmp_path}: holds no unet folder but v1-5.safetensors; give that file" in refusal(tmp_path)
+
+
+def test_a_folder_of_shards_is_refused_with_the_way_to_join_them(folder):
+    (folder / UNET).rename(folder / "unet/diffusion_pytorch_model-00001-of-00002.safetensors")
+    (folder / "unet/diffusion_pytorch_model.safetensors.index.json").write_text("{}")
+    assert "the weights are in shards; save the model again" in refusal(folder, FileNotFoundError)
+
+
+def test_missing_and_extra_tensors_of_a_single_file_are_counted_and_named(single_files, tmp_path):
+    path = tmp_path / "single.safetensors"
+    found = load_file(single_files["SD 2.1-v"])
+    for key in ("model.diffusion_model.out.2.bias", "model.diffusion_model.input_blocks.10.0.in_layers.0.weight"):
+        del found[key]
+    save_file({**found, "model.diffusion_model.more": torch.zeros(2), "stray": torch.zeros(2)}, path)
+    message = refusal(path)
+    assert "2 tensors missing" in message and "conv_out.bias" in message
+    assert "2 unexpected" in message and "model.diffusion_model.more" in message and "stray" in message
+
+
+@pytest.mark.parametrize("key, tensor", [
+    ("cond_stage_model.model.transformer.resblocks.1.attn.in_proj_weight", torch.zeros(95, 32)),
+    ("cond_stage_model.model.transformer.resblocks.1.attn.in_proj_weight", torch.tensor(0.0)),
+    ("cond_stage_model.model.transformer.resblocks.1.attn.in_proj_bias", torch.zeros(2)),
+    ("first_stage_model.encoder.mid.attn_1.q.weight", torch.zeros(24)),
+    ("first_stage_model.encoder.mid.attn_1.q.weight", torch.zeros(24, 24, 3, 3)),
+])
+def test_a_tensor_of_which_no_piece_fits_is_refused(single_files, tmp_path, key, tensor):
+    path = tmp_path / "single.safetensors"
+    save_file({**load_file(single_files["SD 2.1-v"]), key: tensor}, path)
+    assert f"{path}: {key} has shape {tuple(tensor.shape)}, which does not give" in refusal(path)
+
+
+def test_a_context_of_another_width_is_refused(single_files, tmp_path):
+    path = tmp_path / "single.safetensors"
+    key = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+    save_file({**load_file(single_files["SD 1.5"]), key: torch.zeros(32, 1280)}, path)
+    assert f"{path}: the U-Net reads a context of width [1280]; expected [16, 32]" in refusal(path)
+
+
+def test_a_text_encoder_of_another_width_is_refused(folder):
+    edit_json(folder / "text_encoder/config.json", hidden_size=64)
+    message = refusal(folder)
+    assert str(folder) in message and "width 32" in message and "gives 64" in message
+
+
+def test_a_vocabulary_that_is_not_clips_is_refused(folder):
+    vocab = json.loads((folder / "tokenizer/vocab.json").read_text())
+    (folder / "tokenizer/vocab.json").write_text(json.dumps({**vocab, "one more": len(vocab)}))
+    assert str(folder / "tokenizer") in refusal(folder)
+    del vocab["<|endoftext|>"]
+    (folder / "tokenizer/vocab.json").write_text(json.dumps(vocab))
+    message = refusal(folder)
+    assert str(folder / "tokenizer") in message and "<|endoftext|>" in message
+
+
+def write_vocabulary(folder, vocab):
+    (folder / "tokenizer/vocab.json").write_text(json.dumps(vocab))
+
+
+def without_vocabulary(folder, content):
+    """The tokenizer folder as transformers 5 leaves it, with this tokenizer.json."""
+    (folder / "tokenizer/vocab.json").unlink()
+    (folder / "tokenizer/tokenizer.json").write_text(json.dumps(content))
+
+
+TOKENIZER_FAULTS = {
+    "an id beyond the word table": lambda folder: write_vocabulary(
+        folder, {**json.loads((folder / "tokenizer/vocab.json").read_text()), "!": 100_000}),
+    "an id that is no number": lambda folder: write_vocabulary(
+        folder, {"<|startoftext|>": 0, "<|endoftext|>": "x"}),
+    "a merge of three": lambda folder: (folder / "tokenizer/merges.txt").write_text("a b c\n"),
+    "a merge of unknown tokens": lambda folder: (
+        folder / "tokenizer/merges.txt").write_text("ab cd\n"),
+    "merges in another encoding": lambda folder: (
+        folder / "tokenizer/merges.txt").write_bytes(b"\xff\xfe\n"),
+    "a tokenizer.json without a model": lambda folder: without_vocabulary(folder, {"model": None}),
+    "a tokenizer.json of another kind": lambda folder: without_vocabulary(
+        folder, {"model": {"type": "Unigram", "vocab": [["a", -1.0]]}}),
+}
+
+
+@pytest.mark.parametrize("fault", TOKENIZER_FAULTS)
+def test_a_faulty_tokenizer_is_refused_in_one_line_that_names_it(folder, fault):
+    TOKENIZER_FAULTS[fault](folder)
+    assert str(folder / "tokenizer") in refusal(folder)
+
+
+def test_a_tensor_that_comes_under_two_names_is_refused(folder):
+    key = "final_layer_norm.bias"
+    edit_tensors(folder / TEXT, lambda found: {
+        **found, f"text_model.{key}": torch.ones_like(found[key])})
+    message = refusal(folder)
+    assert str(folder / TEXT) in message and key in message
+
+
+def test_quantised_weights_are_refused(folder):
+    edit_tensors(folder / UNET, lambda found: {
+        **found, "conv_in.weight": torch.ones_like(found["conv_in.weight"]).to(torch.int8)})
+    message = refusal(folder)
+    assert str(folder / UNET) in message and "conv_in.weight" in message
+
+

@@ -1,0 +1,187 @@
+"""The original single file, and what decides between eps and v, for all three families."""
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from benchmarks import parity
+from benchmarks.original_layout import unet_key, vae_key
+from benchmarks.random_models import FULL, SMALL
+from ldm.config import SD2_TEXT, SD2_UNET, UNetConfig
+from ldm.text_encoder import TextEncoder
+from ldm.unet import UNet
+from models_on_disk import refusal
+from weights import fingerprint, layouts, load
+from weights.checkpoint import FAMILIES
+
+UNET_PREFIX = "model.diffusion_model."
+
+
+def altered(path, tmp_path, change):
+    """A copy of a single file with its tensors changed."""
+    save_file(change(load_file(path)), tmp_path / "altered.safetensors")
+    return tmp_path / "altered.safetensors"
+
+
+@pytest.mark.parametrize("family", SMALL, ids=lambda family: family.name)
+def test_every_part_in_every_layout_equals_diffusers(family, single_files, tmp_path, monkeypatch):
+    """What bench.py parity does at full size: both folders, and the single file that diffusers reads too."""
+    monkeypatch.setattr(parity, "measure", lambda path, read: None)
+    found = {layout: differences for layout, differences, _ in parity.compare(family, tmp_path)}
+    assert list(found) == ["folder", "old folder, .fp16.", "single file"]
+    for differences in found.values():
+        assert len(differences) == 8 and max(differences.values()) <= 1e-4
+
+
+def test_the_published_sizes_of_sd_2_have_the_published_keys_shapes_and_counts():
+    with torch.device("meta"):
+        built = UNet(SD2_UNET), TextEncoder(SD2_TEXT)
+        published = (UNet2DConditionModel(**FULL[2].unet),
+                     CLIPTextModel(CLIPTextConfig(**FULL[2].text, vocab_size=49408)))
+    for module, reference, count in zip(built, published, (865_910_724, 340_387_840)):
+        found, expected = module.state_dict(), reference.state_dict()
+        assert {k: v.shape for k, v in found.items()} == {k: v.shape for k, v in expected.items()}
+        assert sum(p.numel() for p in module.parameters()) == count
+    assert FAMILIES[1024][0] == SD2_UNET and FAMILIES[768][0] == UNetConfig()
+
+
+def test_every_published_key_of_the_single_file_has_its_place(single_files):
+    """686 tensors of the U-Net, 248 of the VAE, as in the published files."""
+    with torch.device("meta"):
+        keys = list(UNet2DConditionModel(**FULL[0].unet).state_dict())
+    assert len(keys) == 686
+    for key in keys:
+        part, (slot,) = layouts.single_file_slots(UNET_PREFIX + unet_key(key), 12)
+        assert (part, slot.name) == ("unet", key)
+    keys = list(load(single_files["SD 1.5"]).vae.state_dict())
+    assert len(keys) == 248
+    for key in keys:
+        part, (slot,) = layouts.single_file_slots("first_stage_model." + vae_key(key), 12)
+        assert (part, slot.name) == ("vae", key)
+
+
+@pytest.mark.parametrize("name", [family.name for family in SMALL])
+def test_a_single_file_and_its_folder_load_to_the_same_tensors(single_files, name):
+    single, folder = load(single_files[name]), load(single_files[name].parent / name)
+    for part in ("unet", "vae", "text_encoder"):
+        found, expected = getattr(single, part).state_dict(), getattr(folder, part).state_dict()
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[key], expected[key]) for key in expected)
+    texts = ["a photo of a crack", "hello!", "é 😀"]
+    assert torch.equal(single.tokenizer(texts), folder.tokenizer(texts))
+
+
+def test_merges_without_text_model_in_their_keys_load(single_files, tmp_path):
+    path = altered(single_files["SD 1.5"], tmp_path, lambda found: {
+        key.replace("transformer.text_model.", "transformer."): tensor for key, tensor in found.items()})
+    assert torch.equal(load(path).context("crack"), load(single_files["SD 1.5"]).context("crack"))
+
+
+def test_tensors_that_are_not_weights_of_the_parts_are_left_out(single_files, tmp_path):
+    strays = [row + "x" if row.endswith(".") else row for row in layouts.IGNORED]
+    path = altered(single_files["SD 2.1-v"], tmp_path, lambda found: {
+        **found, **{key: torch.zeros(3) for key in strays}})
+    assert torch.equal(load(path).context("crack"), load(single_files["SD 2.1-v"]).context("crack"))
+
+
+def with_ema(found):
+    """The file with averaged weights beside the others, named as latent-diffusion's LitEma names them."""
+    averaged = {"model_ema." + "".join(key.split(".")[1:]): 2 * tensor for key, tensor in found.items()
+                if key.startswith(UNET_PREFIX)}
+    return {**found, **averaged, "model_ema.num_updates": torch.tensor(7)}
+
+
+def test_averaged_weights_are_taken_where_there_are_any_and_said_so(single_files, tmp_path):
+    plain = load(single_files["SD 1.5"])
+    assert not any("model_ema" in remark for remark in plain.remarks)       # only model_ema.decay is there
+    path = altered(single_files["SD 1.5"], tmp_path, with_ema)
+    sd = load(path)
+    assert any("model_ema" in remark for remark in sd.remarks)
+    expected = plain.unet.state_dict()
+    assert all(torch.equal(tensor, 2 * expected[key]) for key, tensor in sd.unet.state_dict().items())
+    assert torch.equal(sd.vae.quant_conv.weight, plain.vae.quant_conv.weight)
+
+
+def test_averaged_weights_that_are_not_all_there_are_refused(single_files, tmp_path):
+    def one_less(found):
+        found = with_ema(found)
+        del found["model_ema.diffusion_modelout2bias"]
+        return found
+
+    assert "1 tensors missing (first: ['conv_out.bias'])" in refusal(
+        altered(single_files["SD 1.5"], tmp_path, one_less))
+
+
+def test_the_fingerprint_of_a_single_file_is_its_own(single_files, tmp_path):
+    path = altered(single_files["SD 1.5"], tmp_path, lambda found: found | {"betas": torch.zeros(1000)})
+    assert len(fingerprint(path)) == 64 and fingerprint(path) != fingerprint(single_files["SD 1.5"])
+
+
+def answering(value):
+    """A change of the tensors after which the U-Net gives this value everywhere, whatever it is asked."""
+    def change(found):
+        zero = torch.zeros_like(found[UNET_PREFIX + "out.2.weight"])
+        return {**found, UNET_PREFIX + "out.2.weight": zero,
+                UNET_PREFIX + "out.2.bias": torch.full((4,), value)}
+    return change
+
+
+@pytest.mark.parametrize("value, v", [(0.5, False), (-0.4, False), (-0.6, True), (-2.0, True)])
+def test_without_a_yaml_the_output_of_sd_2_decides(single_files, tmp_path, value, v):
+    """The probe's input is 0.5 everywhere: v if the mean of the output is more than 1 below."""
+    sd = load(altered(single_files["SD 2.1-v"], tmp_path, answering(value)))
+    assert sd.schedule.config.v_prediction == v
+    assert sd.native_size == (768 if v else 512)
+    assert sd.remarks[-1].startswith(f"prediction type {'v' if v else 'eps'}: no file beside it says so")
+
+
+def test_without_a_yaml_sd_1_predicts_eps(single_files, tmp_path):
+    sd = load(altered(single_files["SD 1.5"], tmp_path, answering(-2.0)))
+    assert not sd.schedule.config.v_prediction
+    assert sd.remarks[-1] == "prediction type eps: every Stable Diffusion 1.x predicts eps"
+
+
+YAML = "model:\n  base_learning_rate: 1.0e-4\n  params:\n{}    linear_start: 0.00085\n"
+
+
+@pytest.mark.parametrize("line, v", [
+    ('    parameterization: "v"\n', True), ("    parameterization: v  # 768\n", True),
+    ('    parameterization: "eps"\n', False), ("", False), ('    # parameterization: "v"\n', False)])
+@pytest.mark.parametrize("suffix", [".yaml", ".yml"])
+def test_the_yaml_beside_a_single_file_wins_over_the_output(single_files, tmp_path, line, v, suffix):
+    path = altered(single_files["SD 2.1-v"], tmp_path, answering(0.5 if v else -2.0))
+    path.with_suffix(suffix).write_text(YAML.format(line))
+    sd = load(path)
+    assert sd.schedule.config.v_prediction == v
+    assert sd.remarks[-1] == f"prediction type {'v' if v else 'eps'}: {path.with_suffix(suffix)}"
+
+
+def test_a_yaml_of_another_parameterization_is_refused(single_files, tmp_path):
+    path = altered(single_files["SD 2.1-v"], tmp_path, answering(0.5))
+    path.with_suffix(".yaml").write_text(YAML.format("    parameterization: x0\n"))
+    assert "altered.yaml: parameterization is 'x0', expected eps or v" in refusal(path)
+
+
+@pytest.mark.parametrize("asked", ["eps", "v"])
+def test_what_is_asked_wins_over_every_file(single_files, asked):
+    for path in (single_files["SD 2.1-v"], single_files["SD 1.5"].parent / "SD 2.1-v"):
+        sd = load(path, prediction_type=asked)
+        assert sd.schedule.config.v_prediction == (asked == "v")
+        assert sd.remarks[-1] == f"prediction type {asked}: as given"
+
+
+@pytest.mark.parametrize("family", SMALL, ids=lambda family: family.name)
+def test_a_folder_states_its_prediction_type_and_its_size(written, family):
+    folder = written[family.name].parent / family.name
+    sd = load(folder)
+    v = family.name == "SD 2.1-v"
+    assert (sd.schedule.config.v_prediction, sd.native_size) == (v, 768 if v else 512)
+    assert sd.remarks == (
+        f"prediction type {'v' if v else 'eps'}: {folder / 'scheduler/scheduler_config.json'}",)
+
+
+def test_another_prediction_type_is_refused(checkpoint):
+    with pytest.raises(ValueError, match="prediction_type: found 'x0', expected auto, eps or v"):
+        load(checkpoint, prediction_type="x0")
