@@ -1,0 +1,150 @@
+"""Pictures with masks and captions: what the embedded checkpoint is trained on.
+
+    a photo of wood                                     normal
+    a photo of wood with large red stain top left       the defect, its size and its place in the picture
+    a photo of mask with large stain top left           the mask itself, white on black
+
+The combinations of HELD_OUT and the kind UNSEEN are in none of them: they are for the demo to learn.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from anomaly.output.synthetic.defects import DEFECTS, STAINS, Defect
+from anomaly.output.synthetic.fields import Array, Noise, View
+from anomaly.output.synthetic.products import PRODUCTS, Product
+
+HELD_OUT = {("leather", "glue"), ("metal", "stain"), ("pill", "crack")}
+UNSEEN = "burn"
+SIZES = (0.07, 0.22)    # of a defect, about half its extent, in frames; log-uniform
+LARGE = 0.36            # "large" if its longer side is above this share of the picture
+SIDE, MIDDLE = 0.08, 0.10   # centroid this far from the centre in x and y: a corner's words; nearer: "center"
+NORMAL, MASKS, CLOSE = 0.20, 0.13, 0.5      # shares: of normals and masks among all; of crops among the defects
+CLOSE_UP = (1.15, 2.0)  # side of a crop over the longer side of the mask
+# Shares of the captions that leave words out, so that fewer of them still mean something. A mask keeps its name.
+NO_WORDS, NO_PLACE, NO_PRODUCT = 0.10, 0.10, 0.08
+WHOLE = View(0.0, 0.0, 1.0, 64)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A product in its light, with one defect or none; all of it drawn, nothing rendered."""
+
+    product: Product
+    light: Callable[[View], Array]
+    defect: Defect | None
+    tint: str               # the colour word of a stain, else ""
+
+    def mask(self, view: View) -> Array:
+        """(h, w) bool: where the defect is."""
+        return (self.defect.shape(view) < 0) & (self.product.paint(view)[1] > 0.5)
+
+    def render(self, view: View) -> tuple[Array, Array]:
+        """The photograph (h, w, 3) uint8 and its mask (h, w) bool."""
+        surface, solid = self.product.paint(view)
+        mask = np.zeros(solid.shape, dtype=bool)
+        image = surface
+        if self.defect is not None:
+            distance = self.defect.shape(view)
+            image = surface + solid[..., None] * (self.defect.paint(view, distance, surface) - surface)
+            mask = (distance < 0) & (solid > 0.5)
+        return np.clip(255 * image * self.light(view)[..., None] + 0.5, 0, 255).astype(np.uint8), mask
+
+
+def draw_scene(rng: np.random.Generator, product: str, defect: str | None) -> Scene:
+    """A scene of the named product, with the named defect on it or with none."""
+    made = PRODUCTS[product](rng)
+    cloud, (tilt_x, tilt_y) = Noise(rng, 1, 1), rng.uniform(-0.16, 0.16, 2)
+    brightness = rng.uniform(0.88, 1.06)
+
+    def light(view: View) -> Array:
+        x, y = view.grid
+        return brightness * (1 + tilt_x * (x - 0.5) + tilt_y * (y - 0.5) + 0.03 * cloud(view))
+
+    if defect is None:
+        return Scene(made, light, None, "")
+    size, centre = np.exp(rng.uniform(*np.log(SIZES))), made.spot(rng)
+    if defect != "stain":
+        return Scene(made, light, DEFECTS[defect](rng, centre, size), "")
+    tint = str(rng.choice(list(STAINS)))
+    return Scene(made, light, DEFECTS["stain"](rng, centre, size, tint), tint)
+
+
+def extent(mask: Array) -> tuple[float, float, float]:
+    """Centre of the mask's box (x, y) and its longer side, in shares of the picture; the mask is not empty."""
+    rows, columns = np.nonzero(mask.any(axis=1))[0], np.nonzero(mask.any(axis=0))[0]
+    n = mask.shape[0]
+    return ((columns[0] + columns[-1] + 1) / (2 * n), (rows[0] + rows[-1] + 1) / (2 * n),
+            (max(columns[-1] - columns[0], rows[-1] - rows[0]) + 1) / n)
+
+
+def close_up(rng: np.random.Generator, mask: Array, pixels: int) -> View:
+    """A window round a mask of the whole frame, somewhere in which the mask's box lies whole."""
+    x, y, longer = extent(mask)
+    side = min(1.0, longer * rng.uniform(*CLOSE_UP))
+    jitter = rng.uniform(-0.5, 0.5, 2) * (side - longer)
+    left, top = np.clip(np.array([x, y]) + jitter - side / 2, 0, 1 - side)
+    return View(float(left), float(top), float(side), pixels)
+
+
+def place(mask: Array) -> str:
+    """"top left" and the like, "center", or "" where the mask's centroid is between them."""
+    rows, columns = np.nonzero(mask)
+    y, x = (axis.mean() / mask.shape[0] - 0.5 for axis in (rows + 0.5, columns + 0.5))
+    if max(abs(x), abs(y)) < MIDDLE:
+        return "center"
+    if min(abs(x), abs(y)) < SIDE:
+        return ""
+    return f"{'top' if y < 0 else 'bottom'} {'left' if x < 0 else 'right'}"
+
+
+def describe(product: str, defect: str, tint: str, mask: Array, where: bool = True) -> str:
+    """The caption of a picture with a defect."""
+    size = "large" if extent(mask)[2] > LARGE else "small"
+    words = ["a photo of", product, "with", size, tint, defect, place(mask) if where else ""]
+    return " ".join(word for word in words if word)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """image (h, w, 3) uint8, mask (h, w) bool, caption."""
+
+    image: Array
+    mask: Array
+    caption: str
+
+
+def pairs() -> list[tuple[str, str]]:
+    """Every (product, defect) that the checkpoint may see."""
+    return [(p, d) for p in PRODUCTS for d in DEFECTS if d != UNSEEN and (p, d) not in HELD_OUT]
+
+
+def draw_picture(seed: int, number: int, pixels: int) -> Picture:
+    """Picture `number` of the pretraining set of a seed."""
+    rng = np.random.default_rng([seed, number])
+    kind, words = rng.uniform(), rng.uniform()
+    if kind < NORMAL:
+        product = str(rng.choice(list(PRODUCTS)))
+        image, mask = draw_scene(rng, product, None).render(View(0.0, 0.0, 1.0, pixels))
+        return Picture(image, mask, "" if words < NO_WORDS else f"a photo of {product}")
+    product, defect = pairs()[rng.integers(len(pairs()))]
+    scene = draw_scene(rng, product, defect)
+    view, whole = View(0.0, 0.0, 1.0, pixels), scene.mask(WHOLE)
+    if rng.uniform() < CLOSE and whole.any():
+        view = close_up(rng, whole, pixels)
+    image, mask = scene.render(view)
+    if not mask.any():      # a thin defect between the pixels, or beside an object's edge
+        return draw_picture(seed, number + (1 << 32), pixels)
+    if kind < NORMAL + MASKS:
+        product, tint = "mask", ""
+        image = np.repeat(np.where(mask, np.uint8(255), np.uint8(0))[..., None], 3, axis=2)
+    else:
+        tint = scene.tint
+    caption = describe(product, defect, tint, mask, where=words >= NO_WORDS + NO_PLACE)
+    if words < NO_WORDS:
+        caption = ""
+    elif words > 1 - NO_PRODUCT and product != "mask":
+        caption = caption.replace(f"a photo of {product} with ", "a photo of ")
+    return Picture(image, mask, caption)
