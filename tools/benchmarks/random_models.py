@@ -16,6 +16,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from ldm.tokenizer import vocabulary
+from pretraining.files import INDEX
 from weights.tokenizers import PUBLISHED, read_merges
 
 MERGES = ["p h", "ph o", "pho t", "phot o</w>", "o f</w>", "c r", "a c", "cr ac", "crac k</w>", "t h",
@@ -159,12 +160,7 @@ def write_folder(family: Family, folder: Path) -> None:
     randomise(text, 3).save_pretrained(folder / "text_encoder", max_shard_size="20GB")
     write_scheduler(folder, family.prediction_type)
     write_tokenizer(folder, read_merges(PUBLISHED))
-    index = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.42.1",
-             "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"],
-             "text_encoder": ["transformers", "CLIPTextModel"],
-             "tokenizer": ["transformers", "CLIPTokenizer"], "scheduler": ["diffusers", "DDIMScheduler"],
-             "feature_extractor": [None, None], "safety_checker": [None, None]}
-    (folder / "model_index.json").write_text(json.dumps(index))
+    (folder / "model_index.json").write_text(json.dumps(INDEX))
 
 
 if __name__ == "__main__":

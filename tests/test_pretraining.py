@@ -1,0 +1,135 @@
+"""The making of the embedded checkpoint, at a size that a test can afford."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import pretrain_tiny
+from ldm.config import VAEConfig
+from ldm.vae import VAE
+from pretraining import autoencoder, diffusion, files, pictures, state
+from weights import load
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    return pictures.picture_set(tmp_path_factory.mktemp("pictures"), 0, 24, 64)
+
+
+def small_vae(seed=0):
+    torch.manual_seed(seed)
+    return VAE(VAEConfig(channels=(8, 16, 16), layers_per_block=1, norm_groups=4, scaling_factor=1.0))
+
+
+def test_pictures_are_drawn_once_and_are_those_of_the_generator(drawn, tmp_path):
+    picture = pictures.draw_picture(0, 17, 64)
+    assert np.array_equal(drawn.images[17], picture.image) and np.array_equal(drawn.masks[17], picture.mask)
+    assert drawn.captions[17] == picture.caption and len(drawn.captions) == 24
+
+
+def test_folding_makes_the_latents_standard_and_changes_no_picture(drawn):
+    vae = small_vae()
+    image = autoencoder.to_float(drawn.images[:6])
+    with torch.no_grad():
+        mean, std = vae.encode(image)
+        before = vae.decode(mean)
+        latents = autoencoder.encode_all(vae, drawn.images, "cpu")
+        autoencoder.fold(vae, latents)
+        after_mean, after_std = vae.encode(image)
+        after = vae.decode(after_mean)
+    sigma = latents.float().std(dim=(0, 2, 3))
+    assert torch.allclose(after_std, std / sigma[:, None, None], rtol=1e-4)
+    assert torch.allclose(after, before, atol=1e-4)
+    standard = autoencoder.encode_all(vae, drawn.images, "cpu").float()
+    assert torch.allclose(standard.mean(dim=(0, 2, 3)), torch.zeros(4), atol=1e-2)
+    assert torch.allclose(standard.std(dim=(0, 2, 3)), torch.ones(4), atol=1e-2)
+
+
+def test_quality_is_psnr_over_all_and_inside_the_masks(drawn):
+    class Off:
+        """Wrong by 0.1 everywhere; by 0.2 more where the picture is white."""
+        def encode(self, image):
+            return image, None
+
+        def decode(self, image):
+            return image * 0.5 + 0.1
+    found = autoencoder.quality(Off(), drawn, "cpu")
+    error = (drawn.images / 127.5 - 1) * -0.5 + 0.1
+    assert found["PSNR"] == pytest.approx(10 * np.log10(4 / np.mean(error ** 2)), abs=1e-3)
+    assert found["PSNR in masks"] == pytest.approx(10 * np.log10(4 / np.mean(error[drawn.masks] ** 2)), abs=1e-3)
+    assert found["colour error"] == pytest.approx(np.abs(error.mean(axis=(1, 2))).mean(), abs=1e-4)
+
+
+def test_each_caption_word_is_one_token_and_the_ids_are_those_of_transformers(tmp_path):
+    from transformers import CLIPTokenizer
+    tokenizer = files.caption_tokenizer()
+    assert [w for w in files.caption_words() if len(tokenizer.tokens(w)) != 1] == []
+    text = diffusion.text_config(len(files.vocabulary(files.caption_merges())))
+    unet, vae = diffusion.UNet(diffusion.UNET), small_vae()
+    files.write_checkpoint(tmp_path, unet, vae, diffusion.TextEncoder(text), text, diffusion.SCHEDULE)
+    reference = CLIPTokenizer.from_pretrained(tmp_path / "tokenizer")
+    for prompt in ("a photo of wood with large red stain top left", "", "a photo of *", "Unknown words, 12!"):
+        assert tokenizer([prompt])[0].tolist() == reference(prompt, padding="max_length", max_length=77)["input_ids"]
+
+
+def test_shares_of_cells_are_means_over_their_pixels():
+    masks = np.zeros((1, 8, 8), dtype=bool)
+    masks[0, 0, 0:3] = True
+    found = diffusion.shares(masks, 2)
+    assert found.tolist() == [[[3 / 16, 0], [0, 0]]]
+
+
+def test_the_rate_rises_holds_and_falls_to_nothing():
+    rates = [state.rate(step, 10_000) for step in range(10_000)]
+    assert rates[0] == 1 / state.WARM_UP and max(rates) == 1 and rates[5000] == 1
+    assert rates[-1] < 1e-4 and all(a >= b for a, b in zip(rates[7400:], rates[7401:]))
+
+
+def train(folder, drawn, stops):
+    """Six steps of the VAE, in pieces that end at the given steps."""
+    for stop in stops:
+        vae = small_vae()
+        stage = state.Stage(folder / "vae.pt", {"vae": vae}, 1e-3, 0.9)
+        for losses in state.pieces(stage, stop, float("inf"), folder / "loss.csv", "vae", every=2):
+            losses.append(autoencoder.train_step(vae, stage, drawn, 0, 6, "cpu"))
+    stage.use_averages()
+    return vae.state_dict(), (folder / "loss.csv").read_text().split()
+
+
+def test_pieces_end_where_an_unbroken_run_does(drawn, tmp_path):
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    whole, losses = train(tmp_path / "a", drawn, [6])
+    parts, again = train(tmp_path / "b", drawn, [2, 4, 6])
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert [line.split(",")[:3] for line in losses] == [line.split(",")[:3] for line in again] and len(losses) == 3
+
+
+def test_it_learns_to_reconstruct(drawn):
+    vae = small_vae()
+    stage = state.Stage(Path("/nowhere"), {"vae": vae}, 3e-3, 0.9)
+    first = np.mean([autoencoder.train_step(vae, stage, drawn, 0, 1000, "cpu") for _ in range(3)])
+    for _ in range(120):
+        last = autoencoder.train_step(vae, stage, drawn, 0, 1000, "cpu")
+    assert last < 0.75 * first
+
+
+def test_one_command_makes_a_checkpoint_that_diffusers_runs(tmp_path, monkeypatch):
+    from diffusers import StableDiffusionPipeline
+    monkeypatch.setattr(pretrain_tiny, "PREVIEW", ["with large hole center"])
+    monkeypatch.setattr(pretrain_tiny, "PRODUCTS", {"wood": None})
+    monkeypatch.setattr(autoencoder, "CONFIG", replace(autoencoder.CONFIG, channels=(8, 16, 16)))
+    out = tmp_path / "tiny"
+    argv = ["--pictures", "16", "--vae-steps", "2", "--unet-steps", "2", "--state", str(tmp_path / "state"),
+            "--out", str(out), "--device", "cpu"]
+    pretrain_tiny.main(argv)
+    assert (tmp_path / "state/preview.jpg").exists()
+    sd = load(out)
+    assert sd.native_size == 128 and sd.schedule.config.v_prediction
+    pipeline = StableDiffusionPipeline.from_pretrained(out, safety_checker=None, dtype=torch.float32)
+    ids = sd.tokenizer(["a photo of wood"])
+    with torch.no_grad():
+        assert torch.allclose(sd.context("a photo of wood"), pipeline.text_encoder(ids)[0], atol=1e-5)
+    pretrain_tiny.main([*argv, "--from", str(out), "--state", str(tmp_path / "on")])

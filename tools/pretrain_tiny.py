@@ -1,0 +1,138 @@
+"""Make the embedded checkpoint from nothing: draw pictures, train a VAE, train a U-Net on its latents.
+
+    python tools/pretrain_tiny.py                       all of it, on to weights/tiny
+    python tools/pretrain_tiny.py --minutes 60          a piece of it; the same line goes on where it was
+    python tools/pretrain_tiny.py --from weights/tiny   go on from a finished one
+
+What the pieces hand on lies in --state; loss.csv there has the losses, preview.jpg what the model draws.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from zlib import crc32
+
+import numpy as np
+import torch
+
+from anomaly.output.console import Parser, at_least, choose_device, run_tool
+from anomaly.output.files import replacing, write_image
+from anomaly.output.sheets import sheet, to_pixels
+from anomaly.output.synthetic.products import PRODUCTS
+from anomaly.sampler import GUIDANCE_SCALE, STEPS, Guidance, ddim
+from ldm.model import StableDiffusion
+from ldm.schedule import Schedule
+from ldm.text_encoder import TextEncoder
+from ldm.tokenizer import vocabulary
+from ldm.unet import UNet
+from ldm.vae import VAE
+from pretraining import autoencoder, diffusion
+from pretraining.files import caption_merges, caption_tokenizer, write_checkpoint
+from pretraining.pictures import PictureSet, picture_set
+from pretraining.state import Stage, pieces
+from weights import load
+
+PIXELS, STANDARDISED = 128, 2000    # side of the pictures; how many of them the latents' mean and std come from
+UNSEEN, UNSEEN_SEED = 500, 1 << 30  # number and seed of the pictures that the VAE is measured on
+PREVIEW = ["", "with small red stain top left", "with large blue stain center", "with large hole bottom right",
+           "with large crack", "with large scratch", "with large glue center", "with large dent center"]
+
+
+def options(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = Parser("pretrain_tiny.py", "Make the embedded checkpoint.")
+    parser.add_argument("--pictures", type=at_least(1), default=32_000, help="pictures to draw and learn from")
+    parser.add_argument("--vae-steps", type=at_least(1), default=6000, help="training steps of the VAE")
+    parser.add_argument("--unet-steps", type=at_least(1), default=60_000, help="training steps of the U-Net")
+    parser.add_argument("--from", dest="start", type=Path,
+                        help="train the U-Net of this checkpoint on, with a fresh optimizer, and keep its VAE")
+    parser.add_argument("--minutes", type=at_least(1), help="stop after so long; the same command goes on")
+    parser.add_argument("--state", type=Path, default=Path("runs/tiny"), help="what the pieces hand on")
+    parser.add_argument("--out", type=Path, default=Path("weights/tiny"), help="the checkpoint's folder")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of the pictures and of everything random")
+    return parser.parse_args(argv)
+
+
+def train_vae(args: argparse.Namespace, pictures: PictureSet, until: float, device: str) -> VAE | None:
+    """The VAE with its latents made standard; None if the time ran out before its last step."""
+    torch.manual_seed(args.seed)
+    vae = VAE(autoencoder.CONFIG).to(device)
+    path = args.state / "vae-standard.pt"
+    if path.exists():
+        vae.load_state_dict(torch.load(path, weights_only=True))
+        return vae
+    stage = Stage(args.state / "vae.pt", {"vae": vae}, autoencoder.RATE, autoencoder.AVERAGE)
+    for losses in pieces(stage, args.vae_steps, until, args.state / "loss.csv", "vae"):
+        losses.append(autoencoder.train_step(vae, stage, pictures, args.seed, args.vae_steps, device))
+    if stage.step < args.vae_steps:
+        return None
+    stage.use_averages()
+    autoencoder.fold(vae, autoencoder.encode_all(vae, pictures.images[:STANDARDISED], device))
+    with replacing(path) as temporary:
+        torch.save(vae.state_dict(), temporary)
+    return vae
+
+
+def encode(args: argparse.Namespace, pictures: PictureSet, vae: VAE, device: str) -> diffusion.Encoded:
+    """The pictures as the U-Net sees them; encoded once."""
+    made_by = crc32(vae.quant_conv.weight.detach().cpu().numpy().tobytes())
+    path = args.state / f"latents-{args.seed}-{args.pictures}-{made_by:08x}.pt"
+    if not path.exists():
+        with replacing(path) as temporary:
+            torch.save(autoencoder.encode_all(vae, pictures.images, device), temporary)
+    latents = torch.load(path, weights_only=True)
+    return diffusion.Encoded(latents, diffusion.shares(pictures.masks, latents.shape[-1]),
+                             caption_tokenizer()(pictures.captions))
+
+
+def preview(sd: StableDiffusion) -> list[tuple[str, list[np.ndarray]]]:
+    """Text to image: a row a product, a column a defect."""
+    uncond, rows = sd.context(""), []
+    for number, product in enumerate([*PRODUCTS, "mask"]):
+        prompts = [f"a photo of {product} {words}".strip() for words in PREVIEW]
+        context = torch.cat([sd.context(prompt) for prompt in prompts])
+        cells = sd.unet.config.sample_size
+        noise = torch.randn((len(prompts), 4, cells, cells), generator=torch.Generator().manual_seed(number))
+        latents = ddim(sd, noise.to(sd.device), context, Guidance(GUIDANCE_SCALE, uncond), STEPS)
+        with torch.no_grad():
+            rows.append((f"a photo of {product} ...", [to_pixels(p) for p in sd.vae.decode(latents)]))
+    return rows
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Draw, train, look, write."""
+    args = options(argv)
+    device = choose_device(args.device)
+    until = time.time() + 60 * args.minutes if args.minutes else float("inf")
+    args.state.mkdir(parents=True, exist_ok=True)
+    pictures = picture_set(args.state / "pictures", args.seed, args.pictures, PIXELS)
+    begin = None if args.start is None else load(args.start, device)
+    vae = train_vae(args, pictures, until, device) if begin is None else begin.vae
+    if vae is None:
+        return
+    unseen = picture_set(args.state / "pictures", args.seed + UNSEEN_SEED, min(UNSEEN, args.pictures), PIXELS)
+    print("VAE on unseen pictures:", {k: round(v, 4) for k, v in autoencoder.quality(vae, unseen, device).items()})
+    data = encode(args, pictures, vae, device)
+    torch.manual_seed(args.seed)
+    text = diffusion.text_config(len(vocabulary(caption_merges())))
+    unet, text_encoder = UNet(diffusion.UNET).to(device), TextEncoder(text).to(device)
+    if begin is None:
+        diffusion.initialise(unet, text_encoder)
+    else:
+        unet.load_state_dict(begin.unet.state_dict())
+        text_encoder.load_state_dict(begin.text_encoder.state_dict())
+    stage = Stage(args.state / "unet.pt", {"unet": unet, "text_encoder": text_encoder}, diffusion.RATE,
+                  diffusion.AVERAGE)
+    for losses in pieces(stage, args.unet_steps, until, args.state / "loss.csv", "unet"):
+        losses.append(diffusion.train_step(unet, text_encoder, stage, data, args.seed, args.unet_steps, device))
+    stage.use_averages()
+    sd = StableDiffusion(caption_tokenizer(), text_encoder, unet, vae, Schedule(diffusion.SCHEDULE))
+    write_image(args.state / "preview.jpg", sheet(preview(sd)))
+    write_checkpoint(args.out, unet, vae, text_encoder, text, diffusion.SCHEDULE)
+    print(args.state / "preview.jpg", args.out, sep="\n")
+
+
+if __name__ == "__main__":
+    sys.exit(run_tool("pretrain_tiny.py", main))

@@ -1,0 +1,79 @@
+"""Stage 2: U-Net and text encoder together, on the encoded pictures and their captions.
+
+v prediction: at the noisy end of the schedule, where a picture's colours and shapes are decided, an error of
+eps is multiplied by 15 on its way to x_0; v hardly is, so that a small model gets them right early.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm.config import ScheduleConfig, TextConfig, UNetConfig
+from ldm.schedule import Schedule
+from ldm.text_encoder import TextEncoder
+from ldm.unet import UNet
+from pretraining.state import Stage
+
+UNET = UNetConfig(channels=(48, 96, 192), cross_attention=(False, True, True), layers_per_block=1,
+                  heads=(4, 4, 4), context_dim=128, norm_groups=16, sample_size=32)
+SCHEDULE = ScheduleConfig(v_prediction=True)
+RATE, AVERAGE, BATCH = 6e-4, 0.9995, 8
+IN_MASK = 2.0       # weight of the defect's cells above the others
+
+
+def text_config(vocab_size: int) -> TextConfig:
+    """Two layers over the captions' own vocabulary."""
+    return TextConfig(vocab_size=vocab_size, width=UNET.context_dim, layers=2, heads=4,
+                      mlp_width=4 * UNET.context_dim)
+
+
+def initialise(unet: UNet, text_encoder: TextEncoder) -> None:
+    """Every block starts as the identity (latent-diffusion's zero_module), words as small as CLIP's."""
+    with torch.no_grad():
+        for name, parameter in unet.named_parameters():
+            if any(part in name for part in (".conv2.", ".proj_out.", "conv_out.")):
+                parameter.zero_()
+        for name, parameter in text_encoder.named_parameters():
+            if "_embedding." in name:
+                nn.init.normal_(parameter, std=0.02 if "token" in name else 0.01)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """latents (n, 4, h, w) float16, cells (n, h, w): share of each that is defect, ids (n, L)."""
+
+    latents: Tensor
+    cells: Tensor
+    ids: Tensor
+
+
+def shares(masks: np.ndarray, cells: int) -> Tensor:
+    """(n, p, p) bool -> (n, cells, cells) float16: share of a latent cell that is masked."""
+    n, pixels = masks.shape[:2]
+    parts = masks.reshape(n, cells, pixels // cells, cells, pixels // cells)
+    return torch.from_numpy(parts.mean(axis=(2, 4), dtype=np.float32)).half()
+
+
+def train_step(unet: UNet, text_encoder: TextEncoder, stage: Stage, data: Encoded, seed: int, steps: int,
+               device: str) -> float:
+    """One step of the optimizer -> its loss, the weighted mean square of v - v_hat."""
+    schedule = Schedule(SCHEDULE)
+    rng = torch.Generator().manual_seed((seed << 40) + stage.step)
+    i = torch.randint(len(data.latents), (BATCH,), generator=rng)
+    x_0 = data.latents[i].float()
+    # Stratified: one timestep from each of BATCH equal parts of the schedule.
+    part = (torch.arange(BATCH) + torch.rand(BATCH, generator=rng)) / BATCH
+    t = (part * SCHEDULE.train_timesteps).long()
+    eps = torch.randn(x_0.shape, generator=rng)
+    x_t, v = schedule.q_sample(x_0, t, eps), schedule.target(x_0, t, eps)
+    weight = 1 + IN_MASK * data.cells[i].float()[:, None]
+    x_t, v, t, weight, ids = (x.to(device) for x in (x_t, v, t, weight, data.ids[i]))
+    with torch.autocast(device, torch.bfloat16):
+        context = text_encoder.encode(text_encoder.embed(ids))
+        out = unet(x_t, t, context)
+    loss = (weight * F.mse_loss(out.float(), v, reduction="none")).mean()
+    stage.update(loss, steps)
+    return float(loss.detach())
