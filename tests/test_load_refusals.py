@@ -38,16 +38,23 @@ PICKLES = {
 }
 
 
+BINS = {UNET: "unet/diffusion_pytorch_model.bin", VAE_FILE: "vae/diffusion_pytorch_model.fp16.bin",
+        TEXT: "text_encoder/pytorch_model.bin"}
+
+
+@pytest.mark.parametrize("name", BINS)
 @pytest.mark.parametrize("kind", PICKLES)
-def test_a_folder_of_pickles_is_refused_with_lines_that_convert_it(folder, sd, kind):
-    tensors = load_file(folder / UNET)
-    (folder / UNET).unlink()
-    pickle = folder / "unet/diffusion_pytorch_model.bin"
+def test_a_folder_of_pickles_is_refused_with_lines_that_convert_it(folder, sd, kind, name):
+    tensors = load_file(folder / name)
+    (folder / name).unlink()
+    pickle = folder / BINS[name]
     PICKLES[kind](pickle, tensors)
     message = refusal(folder, FileNotFoundError)
     assert message.startswith(f"{pickle}: is a pickle")
     exec(message.split("in Python: ")[1], {})
-    assert torch.equal(load(folder).unet.conv_in.weight, sd.unet.conv_in.weight)
+    found = load(folder)
+    for a, b in ((found.unet, sd.unet), (found.vae, sd.vae), (found.text_encoder, sd.text_encoder)):
+        assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("kind", PICKLES)
@@ -86,7 +93,7 @@ DAMAGED = {     # what lies on the disk: what the message says
     "three bytes": (lambda whole: b"abc", "is cut off or not safetensors"),
     "zero bytes": (lambda whole: b"\0" * len(whole), "starts with zero bytes"),
     "a git-lfs pointer": (lambda whole: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
-                          "is a git-lfs pointer of 63 bytes, not the weights; run git lfs pull"),
+                          "is a git-lfs pointer of 63 bytes, not the file itself; run git lfs pull"),
     "a web page": (lambda whole: b"<!doctype html><html>404</html>", "is a web page"),
     "noise": (lambda whole: bytes(range(1, 250)), "is cut off or not safetensors (it starts with"),
     "a header longer than the file": (lambda whole: header("{}", 2 ** 62), "is cut off or not safetensors"),
@@ -156,6 +163,9 @@ def test_a_json_file_that_holds_no_object_is_refused_by_name(folder, name, text)
     ("unet/config.json", "in_channels", 8),
     ("unet/config.json", "use_linear_projection", 1.5),
     ("unet/config.json", "in_channels", "4"),
+    ("unet/config.json", "in_channels", [4]),
+    ("vae/config.json", "scaling_factor", float("inf")),
+    ("vae/config.json", "scaling_factor", True),
     ("unet/config.json", "upcast_attention", "yes"),
     ("unet/config.json", "flip_sin_to_cos", False),
     ("unet/config.json", "freq_shift", 1),
@@ -191,6 +201,12 @@ def test_a_json_file_that_holds_no_object_is_refused_by_name(folder, name, text)
 def test_a_config_of_another_model_is_refused_by_file(folder, name, key, value):
     edit_json(folder / name, **{key: value})
     assert str(folder / name) in refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["unet/config.json", "tokenizer/vocab.json", "tokenizer/merges.txt"])
+def test_a_git_lfs_pointer_in_place_of_a_text_file_is_refused_as_one(folder, name):
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    assert f"{folder / name}: is a git-lfs pointer of 63 bytes" in refusal(folder)
 
 
 def test_a_linear_projection_that_the_weights_do_not_have_is_refused(folder):
@@ -229,6 +245,9 @@ KEYS_OF_OTHERS = {
     "a textual-inversion embedding": ["emb_params"],
     "a VAE alone": ["encoder.conv_in.weight", "decoder.up.0.block.0.conv1.weight"],
     "a text encoder alone": ["text_model.embeddings.token_embedding.weight"],
+    "a Stable Diffusion XL checkpoint; use": [
+        "model.diffusion_model.label_emb.0.0.weight", "model.diffusion_model.input_blocks.0.0.weight"],
+    "a U-Net alone; give": ["model.diffusion_model.input_blocks.0.0.weight"],
     "a U-Net alone": ["down_blocks.0.resnets.0.conv1.weight", "conv_in.weight"],
     "not a Stable Diffusion checkpoint (1 tensors, first: ['classifier.weight'])": ["classifier.weight"],
 }

@@ -1,5 +1,7 @@
 """The original single file, and what decides between eps and v, for all three families."""
 
+import json
+
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
@@ -12,7 +14,7 @@ from benchmarks.random_models import FULL, SMALL
 from ldm.config import SD2_TEXT, SD2_UNET, UNetConfig
 from ldm.text_encoder import TextEncoder
 from ldm.unet import UNet
-from models_on_disk import refusal
+from models_on_disk import edit_json, refusal
 from weights import fingerprint, layouts, load
 from weights.checkpoint import FAMILIES
 
@@ -137,6 +139,12 @@ def test_without_a_yaml_the_output_of_sd_2_decides(single_files, tmp_path, value
     assert sd.remarks[-1].startswith(f"prediction type {'v' if v else 'eps'}: no file beside it says so")
 
 
+def test_an_output_that_is_not_finite_decides_nothing(single_files, tmp_path):
+    path = altered(single_files["SD 2.1-v"], tmp_path, answering(float("nan")))
+    assert f"{path}: nothing says whether it predicts eps or v" in refusal(path)
+    assert load(path, prediction_type="v").schedule.config.v_prediction
+
+
 def test_without_a_yaml_sd_1_predicts_eps(single_files, tmp_path):
     sd = load(altered(single_files["SD 1.5"], tmp_path, answering(-2.0)))
     assert not sd.schedule.config.v_prediction
@@ -156,6 +164,14 @@ def test_the_yaml_beside_a_single_file_wins_over_the_output(single_files, tmp_pa
     sd = load(path)
     assert sd.schedule.config.v_prediction == v
     assert sd.remarks[-1] == f"prediction type {'v' if v else 'eps'}: {path.with_suffix(suffix)}"
+
+
+def test_a_yaml_in_flow_style_is_read_and_a_pointer_refused(single_files, tmp_path):
+    path = altered(single_files["SD 2.1-v"], tmp_path, answering(0.5))
+    path.with_suffix(".yaml").write_text('model: {params: {linear_start: 0.1, parameterization: "v"}}\n')
+    assert load(path).schedule.config.v_prediction
+    path.with_suffix(".yaml").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    assert "altered.yaml: is a git-lfs pointer" in refusal(path)
 
 
 def test_a_yaml_of_another_parameterization_is_refused(single_files, tmp_path):
@@ -180,6 +196,18 @@ def test_a_folder_states_its_prediction_type_and_its_size(written, family):
     assert (sd.schedule.config.v_prediction, sd.native_size) == (v, 768 if v else 512)
     assert sd.remarks == (
         f"prediction type {'v' if v else 'eps'}: {folder / 'scheduler/scheduler_config.json'}",)
+
+
+def test_a_scheduler_that_states_none_predicts_eps_as_in_diffusers(folder):
+    scheduler = folder / "scheduler/scheduler_config.json"
+    edit_json(scheduler, prediction_type="v_prediction")
+    assert load(folder).schedule.config.v_prediction
+    found = json.loads(scheduler.read_text())
+    del found["prediction_type"]
+    scheduler.write_text(json.dumps(found))
+    sd = load(folder)
+    assert not sd.schedule.config.v_prediction
+    assert sd.remarks[-1] == f"prediction type eps: {scheduler} states none, diffusers' default"
 
 
 def test_another_prediction_type_is_refused(checkpoint):

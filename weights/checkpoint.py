@@ -16,7 +16,7 @@ from ldm.tokenizer import Tokenizer
 from weights import layouts
 from weights.configs import (check_in_channels, read_json, schedule_config, text_config, unet_config,
                              vae_config)
-from weights.files import PICKLES, open_weights, pickle_refusal, refuse_foreign
+from weights.files import PICKLES, open_weights, pickle_refusal, refuse_foreign, refuse_pointer
 from weights.layouts import Slot
 from weights.tokenizers import folder_tokenizer, published_tokenizer
 
@@ -53,13 +53,14 @@ class Checkpoint:
     remarks: list[str]
 
 
-def _no_weights(folder: Path, part: str) -> FileNotFoundError | ValueError:
+def _no_weights(folder: Path, part: str) -> FileNotFoundError:
     """The error for a part without a .safetensors file: what lies there instead."""
     expected = f"{folder / part / PARTS[part]}.safetensors"
     found = sorted((folder / part).iterdir()) if (folder / part).is_dir() else []
     pickles = [path for path in found if path.suffix in PICKLES]
     if pickles:
-        return FileNotFoundError(pickle_refusal(pickles[0]))
+        half = ".fp16" if ".fp16." in pickles[0].name else ""
+        return FileNotFoundError(pickle_refusal(pickles[0], folder / part / f"{PARTS[part]}{half}.safetensors"))
     if any(".safetensors.index." in path.name for path in found):
         return FileNotFoundError(f"{expected}: not found, the weights are in shards; save the model again with "
                                  f"diffusers' save_pretrained(..., max_shard_size='20GB')")
@@ -110,8 +111,10 @@ def read_folder(folder: Path) -> Checkpoint:
         with open_weights(path, "cpu") as file:
             found = {key: layouts.folder_slots(key, part) for key in file.keys()}
         sources[part] = Source(path, {key: slots for key, slots in found.items() if slots is not None})
+    stated = "prediction_type" in read_json(scheduler)
     return Checkpoint(unet, vae, text, schedule, folder_tokenizer(folder / "tokenizer", text), sources,
-                      unet.sample_size, str(scheduler), remarks)
+                      unet.sample_size, str(scheduler) + ("" if stated else " states none, diffusers' default"),
+                      remarks)
 
 
 def _sibling_yaml(path: Path) -> tuple[bool, str] | None:
@@ -119,7 +122,8 @@ def _sibling_yaml(path: Path) -> tuple[bool, str] | None:
     for yaml in (path.with_suffix(".yaml"), path.with_suffix(".yml")):
         if yaml.is_file():
             text = yaml.read_text(encoding="utf-8", errors="replace")
-            found = re.search(r"^\s*parameterization:\s*[\"']?(\w+)", text, re.MULTILINE)
+            refuse_pointer(yaml, text)
+            found = re.search(r"(?:^|[{,])\s*parameterization:\s*[\"']?(\w+)", text, re.MULTILINE)
             kind = found[1] if found else "eps"     # latent-diffusion's default
             if kind not in ("eps", "v"):
                 raise ValueError(f"{yaml}: parameterization is {kind!r}, expected eps or v")

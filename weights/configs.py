@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from ldm.config import ScheduleConfig, TextConfig, UNetConfig, VAEConfig
+from weights.files import refuse_pointer
 
 # A text-to-image U-Net reads 4 channels; the others are told apart by this number alone.
 IN_CHANNELS = {9: "an inpainting model", 8: "an image-editing model (InstructPix2Pix)",
@@ -45,10 +46,13 @@ SCHEDULE_FIXED = {
 def read_json(path: Path) -> dict:
     """A JSON object; raises FileNotFoundError, or ValueError naming the file and the place."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: not found; expected a Stable Diffusion folder in diffusers layout "
                                 f"(unet/, vae/, text_encoder/, tokenizer/, scheduler/)") from None
+    refuse_pointer(path, content[:64].decode("latin-1"))
+    try:
+        found = json.loads(content)
     except (ValueError, RecursionError) as err:
         raise ValueError(f"{path}: not JSON ({err}); copy the file from the published model") from None
     if not isinstance(found, dict):
@@ -109,7 +113,7 @@ def _sized(config_class: type, fields: dict, path: Path):
 def unet_config(path: Path) -> UNetConfig:
     """unet/config.json -> UNetConfig; raises ValueError for anything but a U-Net of SD 1.x or 2.x."""
     found = read_json(path)
-    check_in_channels(found.get("in_channels", 4), f"{path}: in_channels")
+    check_in_channels(_need({"in_channels": 4, **found}, "in_channels", path, int), f"{path}: in_channels")
     _require(found, UNET_FIXED, path)
     channels = _need(found, "block_out_channels", path, tuple)
     down = _levels(found, "down_block_types", ("DownBlock2D", "CrossAttnDownBlock2D"), path)
@@ -135,7 +139,7 @@ def vae_config(path: Path) -> VAEConfig:
     found = read_json(path)
     _require(found, VAE_FIXED, path)
     scaling = found.get("scaling_factor", VAEConfig.scaling_factor)
-    if not isinstance(scaling, (int, float)) or not scaling > 0:
+    if type(scaling) not in (int, float) or not 0 < scaling < float("inf"):
         raise ValueError(f"{path}: scaling_factor is {scaling!r}, expected a positive number")
     return _sized(VAEConfig, {
         "channels": _need(found, "block_out_channels", path, tuple),

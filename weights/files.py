@@ -12,7 +12,7 @@ PICKLE_STARTS = (b"PK\x03\x04", b"\x80")        # torch.save since 1.6: a zip; b
 # What the keys of a file give away: (pattern of a key, what the file is, what to do).
 WHOLE = "use a whole Stable Diffusion 1.x or 2.x text-to-image checkpoint"
 FOREIGN = [
-    (r"^conditioner\.", "a Stable Diffusion XL checkpoint", WHOLE),
+    (r"^conditioner\.|^model\.diffusion_model\.label_emb\.", "a Stable Diffusion XL checkpoint", WHOLE),
     (r"(^|\.)joint_blocks\.", "a Stable Diffusion 3 checkpoint", WHOLE),
     (r"(^|\.)(double_blocks|single_transformer_blocks)\.", "a Flux checkpoint", WHOLE),
     (r"^transformer_blocks\.\d+\.attn\.add_q_proj\.", "a Stable Diffusion 3 checkpoint", WHOLE),
@@ -20,9 +20,11 @@ FOREIGN = [
     (r"^(control_model|controlnet_\w+)\.", "a ControlNet", WHOLE),
     (r"^(emb_params|string_to_param.*|<.*>)$", "a textual-inversion embedding", WHOLE),
 ]
-# A part alone: the first key that fits decides, and the file has no U-Net of the single-file layout.
+# The three parts of a single file. Where one is missing, the first of the rows below that fits says what there is.
+PREFIXES = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.")
 PARTS_ALONE = [
-    (r"^(down_blocks|up_blocks|mid_block)\.|^(input_blocks|middle_block)\.", "a U-Net alone"),
+    (r"^(down_blocks|up_blocks|mid_block)\.|^(model\.diffusion_model\.)?(input_blocks|middle_block)\.",
+     "a U-Net alone"),
     (r"^(first_stage_model\.)?(encoder|decoder)\.(conv_in|mid|up|down|mid_block|up_blocks|down_blocks)\.",
      "a VAE alone"),
     (r"^(cond_stage_model\.|text_model\.|transformer\.resblocks\.|embeddings\.|encoder\.layers\.)",
@@ -30,14 +32,21 @@ PARTS_ALONE = [
 ]
 
 
-def pickle_refusal(path: Path) -> str:
-    """The line for a pickle; what follows the colon is Python that converts it."""
-    target = path.with_suffix(".safetensors")
+def pickle_refusal(path: Path, target: Path | None = None) -> str:
+    """The line for a pickle; what follows the last colon is Python that converts it to target."""
+    target = target or path.with_suffix(".safetensors")
     target = path.with_stem(path.stem + "-converted") if target == path else target
-    return (f"{path}: is a pickle, which can run code when it is opened and is never loaded; convert it once in "
-            f"Python: import torch, safetensors.torch; w = torch.load(open({str(path)!r}, 'rb'), weights_only=True); "
+    return (f"{path}: is a pickle, which can run code when it is opened and is never loaded; use the published "
+            f".safetensors or convert it once in Python: import torch, safetensors.torch; w = torch.load(open({str(path)!r}, 'rb'), weights_only=True); "
             f"safetensors.torch.save_file({{k: v.contiguous().clone() for k, v in w.get('state_dict', w).items() "
             f"if isinstance(v, torch.Tensor)}}, {str(target)!r})")
+
+
+def refuse_pointer(path: Path, start: str) -> None:
+    """Raise ValueError if a file's first characters are those of a git-lfs pointer."""
+    if start.startswith("version https://git-lfs"):
+        raise ValueError(f"{path}: is a git-lfs pointer of {path.stat().st_size} bytes, not the file itself; run git "
+                         f"lfs pull there, or download it again")
 
 
 def refuse_other_formats(path: Path) -> None:
@@ -48,9 +57,7 @@ def refuse_other_formats(path: Path) -> None:
     again = "download it again"
     if size == 0:
         raise ValueError(f"{path}: is empty (0 bytes); {again}")
-    if start.startswith(b"version https://git-lfs"):
-        raise ValueError(f"{path}: is a git-lfs pointer of {size} bytes, not the weights; run git lfs pull there, "
-                         f"or {again}")
+    refuse_pointer(path, start.decode("latin-1"))
     json = start[8:9] == b"{"       # behind the header's length, whose first bytes may be a pickle's by chance
     if not json and (start.startswith(PICKLE_STARTS) or path.suffix in PICKLES):
         raise ValueError(pickle_refusal(path))
@@ -84,7 +91,7 @@ def refuse_foreign(path: Path, keys: Iterable[str]) -> None:
     for pattern, what, remedy in FOREIGN:
         if any(re.search(pattern, key) for key in keys):
             raise ValueError(f"{path}: is {what}; {remedy}")
-    if any(key.startswith("model.diffusion_model.") for key in keys):
+    if all(any(key.startswith(prefix) for key in keys) for prefix in PREFIXES):
         return
     for pattern, what in PARTS_ALONE:
         if any(re.search(pattern, key) for key in keys):

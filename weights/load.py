@@ -69,7 +69,7 @@ def _fill(module: nn.Module, source: Source, device: str, dtype: torch.dtype) ->
 
 
 @torch.no_grad()
-def _predicts_v(unet: UNet, device: str, dtype: torch.dtype) -> bool:
+def _predicts_v(unet: UNet, path: Path, device: str, dtype: torch.dtype) -> bool:
     """Ask the U-Net itself: at the last timestep an eps model gives back its input, a v model does not.
 
     The probe of AUTOMATIC1111's web UI: x = 0.5, context = 0.5, t = 999; v if the mean of out - x is below -1.
@@ -77,6 +77,9 @@ def _predicts_v(unet: UNet, device: str, dtype: torch.dtype) -> bool:
     x = torch.full((1, 4, 8, 8), 0.5, device=device, dtype=dtype)
     context = torch.full((1, 2, unet.config.context_dim), 0.5, device=device, dtype=dtype)
     out = unet(x, torch.tensor([999], device=device), context)
+    if not out.isfinite().all():
+        raise ValueError(f"{path}: nothing says whether it predicts eps or v, and the U-Net's answer is not finite; "
+                         f"give --prediction-type eps or v")
     return float((out - x).float().mean()) < -1
 
 
@@ -87,7 +90,7 @@ def _prediction(asked: str, found: Checkpoint, unet: UNet, device: str,
         return asked == "v", "as given"
     if found.prediction is not None:
         return found.schedule.v_prediction, found.prediction
-    return _predicts_v(unet, device, dtype), "no file beside it says so, its output for a flat latent does"
+    return _predicts_v(unet, found.sources["unet"].path, device, dtype), "no file beside it says so, its output for a flat latent does"
 
 
 def load(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32,

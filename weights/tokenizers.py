@@ -5,6 +5,7 @@ from pathlib import Path
 from ldm.config import TextConfig
 from ldm.tokenizer import Tokenizer, vocabulary
 from weights.configs import read_json
+from weights.files import refuse_pointer
 
 PUBLISHED = Path(__file__).parent / "clip_bpe" / "merges.txt"
 
@@ -13,8 +14,9 @@ def read_merges(path: Path) -> list[str]:
     """The lines of a merges.txt without its version; FileNotFoundError if there is none."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not found beside vocab.json; copy it from the model")
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    return [line for line in lines if line and not line.startswith("#version")]
+    text = path.read_text(encoding="utf-8", errors="replace")
+    refuse_pointer(path, text)
+    return [line for line in text.splitlines() if line and not line.startswith("#version")]
 
 
 def published_tokenizer(config: TextConfig) -> Tokenizer:
