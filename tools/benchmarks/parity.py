@@ -26,21 +26,21 @@ from benchmarks.original_layout import write_original
 from benchmarks.random_models import FULL, Family, write_folder
 from ldm.model import StableDiffusion
 from weights import load
+from weights.checkpoint import PARTS
 
 LIMIT = 1e-4        # largest difference over largest value, float32
 PEAK_LIMIT = 1.2    # anonymous memory of loading over the size of the weights
 GRID = (24, 32)     # latent cells: 192 x 256 pixels, neither square nor a power of two
 STEPS = 10          # of DDIM
 PROMPTS = ["a photo of a crack", "hello! " * 40]
-FILES = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 OLD_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 Reference = tuple[UNet2DConditionModel, AutoencoderKL, CLIPTextModel]
 
 
-def write_old(family: Family, folder: Path, path: Path) -> Path:
+def write_old(folder: Path, path: Path) -> Path:
     """The folder as old repositories have it: .fp16. files, old names in the VAE, "text_model." before keys."""
     shutil.copytree(folder, path, ignore=shutil.ignore_patterns("*.safetensors"))
-    for part, name in FILES.items():
+    for part, name in PARTS.items():
         tensors = load_file(folder / part / f"{name}.safetensors")
         out = {}
         for key, tensor in tensors.items():
@@ -79,7 +79,7 @@ def read_single(path: Path, folder: Path) -> Reference:
 
 def check_read_back(reference: Reference, folder: Path) -> None:
     """RuntimeError unless diffusers found in the single file exactly the weights it was written from."""
-    for model, (part, name) in zip(reference, FILES.items()):
+    for model, (part, name) in zip(reference, PARTS.items()):
         found, expected = model.state_dict(), load_file(folder / part / f"{name}.safetensors")
         found = {key.removeprefix("text_model."): tensor for key, tensor in found.items()}
         if found.keys() != expected.keys() or any(not torch.equal(found[k], expected[k]) for k in expected):
@@ -147,7 +147,7 @@ def compare(family: Family, scratch: Path) -> Iterator[tuple[str, dict[str, floa
     write_folder(family, folder)
     layouts = {
         "folder": (lambda path: folder, lambda path: read_folder(path, None)),
-        "old folder, .fp16.": (lambda path: write_old(family, folder, path), lambda path: read_folder(path, "fp16")),
+        "old folder, .fp16.": (lambda path: write_old(folder, path), lambda path: read_folder(path, "fp16")),
         "single file": (lambda path: write_single(family, folder, path), lambda path: read_single(path, folder)),
     }
     for number, (layout, (write, read)) in enumerate(layouts.items()):

@@ -1,13 +1,10 @@
 """Random Stable Diffusions, built by diffusers and transformers: for the benchmarks and for the tests.
 
-    python tools/benchmarks/random_models.py FOLDER
-
-writes a small folder that drives the tools on a machine without a published checkpoint. It has learned
-nothing: what it paints is noise. Biases and norms are random too, so that a part left out is seen.
+They have learned nothing: what they paint is noise. Biases and norms are random too, so that a part left out is
+seen.
 """
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -161,9 +158,3 @@ def write_folder(family: Family, folder: Path) -> None:
     write_scheduler(folder, family.prediction_type)
     write_tokenizer(folder, read_merges(PUBLISHED))
     (folder / "model_index.json").write_text(json.dumps(INDEX))
-
-
-if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python tools/benchmarks/random_models.py FOLDER")
-    print(save_checkpoint(Path(sys.argv[1])))
