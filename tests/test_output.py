@@ -263,6 +263,14 @@ def test_resuming_with_other_options_is_refused(run, change_, words):
         runs.start_run(run.folder, config, resume=True)
 
 
+def test_resuming_a_model_that_is_found_to_predict_something_else_is_refused(run):
+    """Its files may have moved away from the yaml that said so."""
+    config = json.loads((run.folder / "config.json").read_text())
+    other = {"eps": "v", "v": "eps"}[config["prediction_type"]]
+    with pytest.raises(ValueError, match=f"--prediction-type: found to be {other}"):
+        runs.start_run(run.folder, {**config, "prediction_type": other}, resume=True)
+
+
 def test_vectors_older_than_the_config_are_refused(run, sd):
     runs.save_vectors(run, "embeddings", "", AnomalyEmbedding(sd, run.defects, 0).e_a)
     config = json.loads((run.folder / "config.json").read_text())

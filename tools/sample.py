@@ -1,5 +1,6 @@
 """Paint learned defects into defect-free photographs: image-mask pairs in MVTec AD layout.
 
+    python tools/sample.py                          what train_embed.py learned without arguments
     python tools/sample.py --run runs/mine --masks train --n 16 --out generated
 """
 
@@ -18,7 +19,7 @@ from anomaly.dataset import Defect, select
 from anomaly.embedding import AnomalyEmbedding
 from anomaly.output import generate
 from anomaly.output import run as runs
-from anomaly.output.console import (Parser, Progress, at_least, choose_device, choose_dtype, positive,
+from anomaly.output.console import (DTYPES, Parser, Progress, at_least, choose_device, choose_dtype, positive,
                                     run_tool)
 from anomaly.output.pairs import PairFolder
 from anomaly.output.placement import Normal, find_normals, fits, read_mask_files, training_stamps
@@ -129,14 +130,14 @@ def main(argv: list[str] | None = None) -> None:
     """Paint n pairs of every defect; what is there already is not painted again."""
     args = parse_args(argv)
     device = choose_device(args.device)
-    dtype = choose_dtype(args.dtype, device)
+    args.dtype = choose_dtype(args.dtype, device)       # recorded as what it is: auto depends on the machine
     run = runs.read_run(args.run)
     defects = select(run.defects, args.only)
     folder = PairFolder(args.out, pair_options(args, run))
     normals = {d.key: normals_of(args, d) for d in defects}
     with Progress(f"loading {run.config['options']['weights']}", 1) as progress:
         weights = run.config["options"]["weights"]
-        sd = load(weights, device, dtype, run.config["prediction_type"])
+        sd = load(weights, device, DTYPES[args.dtype], run.config["prediction_type"])
         runs.check_weights(run, weights, fingerprint(weights))
         learner = load_learner(run, sd, defects)
         progress.step()

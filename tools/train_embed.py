@@ -1,5 +1,6 @@
 """Learn defects from photographs with masks: writes a run folder for sample.py.
 
+    python tools/train_embed.py                     the demo, on the checkpoint that comes with the project
     python tools/train_embed.py --weights CKPT --data DIR --out runs/mine
     python tools/train_embed.py --weights CKPT --images photos --masks masks --name screw/scratch --out runs/mine
 """
@@ -21,17 +22,20 @@ from anomaly.dataset import (Defect, check_names, find_defects, first_third, pai
 from anomaly.embedding import AnomalyEmbedding, MaskEmbedding
 from anomaly.mask_model import mask_picture
 from anomaly.output import run as runs
-from anomaly.output.console import Parser, Progress, at_least, choose_device, choose_dtype, run_tool
+from anomaly.output.console import (DTYPES, Parser, Progress, at_least, choose_device, choose_dtype, path_or,
+                                    run_tool)
 from anomaly.output.files import write_image
 from anomaly.output.generate import Settings
 from anomaly.output.preview import preview_row, training_views
 from anomaly.output.sheets import sheet
+from anomaly.output.synthetic.demo import demo_data
 from anomaly.reweight import latent_to_rgb, paper
 from anomaly.sampler import GUIDANCE_SCALE, STEPS, Guidance
 from anomaly.train import Views, encode, textual_inversion
 from ldm.model import StableDiffusion
-from weights import fingerprint, load
+from weights import TINY, fingerprint, load
 
+DEMO = "demo"   # the word for the drawn photographs
 VIEWS = 64      # augmented pictures a defect, at least 4 of each photograph
 
 
@@ -39,11 +43,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The options of design section 6 that training has."""
     parser = Parser("train_embed.py", "Learn defects from photographs with masks.")
     add = parser.add_argument
-    add("--weights", type=Path, required=True, help="Stable Diffusion 1.x or 2.x: a diffusers folder or "
-        "the original single .safetensors file")
+    add("--weights", type=path_or(TINY), default=TINY, help="Stable Diffusion 1.x or 2.x, a diffusers folder or "
+        f"the original single .safetensors file; {TINY}: the one that comes with the project, for the demo")
     add("--prediction-type", choices=["auto", "eps", "v"], default="auto",
         help="what the model predicts; auto: as its files say")
-    add("--data", type=Path, help="data set in MVTec AD layout: one category, or a folder of them")
+    add("--data", type=path_or(DEMO), help="data set in MVTec AD layout, one category or a folder of them; "
+        f"{DEMO}: drawn photographs, into the run's folder (default, without --images)")
     add("--images", type=Path, help="folder of defect photographs, instead of --data")
     add("--masks", type=Path, help="folder of their masks, of the same names")
     add("--name", help="OBJECT/DEFECT that --images shows")
@@ -52,7 +57,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--only", help="OBJECT/DEFECT,...: learn these only")
     add("--no-masks", action="store_true", help="do not learn the mask model")
     add("--no-flip", action="store_true", help="never mirror: for parts whose orientation matters")
-    add("--steps", type=at_least(1), default=200, help="training steps a defect")
+    add("--steps", type=at_least(1), default=100, help="training steps a defect")
     add("--batch-size", type=at_least(1), default=4, help="pictures a step")
     add("--size", type=at_least(1), help="side in pixels of the crops (default: the checkpoint's own)")
     add("--out", type=Path, default=Path("runs/demo"), help="the run's folder")
@@ -62,19 +67,21 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="of the frozen model; auto: fp16 on CUDA, else fp32")
     add("--seed", type=at_least(0), default=0, help="of everything random")
     args = parser.parse_args(argv)
-    if (args.data is None) == (args.images is None):
+    if args.data is not None and args.images is not None:
         parser.error("give either --data, or --images with --masks and --name")
     if args.images is not None and (args.masks is None or args.name is None):
         parser.error("--images needs --masks (the folder of masks) and --name OBJECT/DEFECT")
-    if args.data is not None and (args.masks is not None or args.name is not None):
+    if args.images is None and (args.masks is not None or args.name is not None):
         parser.error("--masks and --name belong to --images; --data has them in its folders")
+    if args.images is None and args.data is None:
+        args.data = DEMO
     return args
 
 
 def select_defects(args: argparse.Namespace) -> list[Defect]:
     """The defects to learn, with the photographs to learn them from."""
     if args.data is not None:
-        defects = find_defects(args.data)
+        defects = find_defects(demo_data(args.out / DEMO) if args.data == DEMO else args.data)
     else:
         parts = args.name.split("/")
         if len(parts) != 2 or not all(parts):
@@ -150,13 +157,14 @@ def main(argv: list[str] | None = None) -> None:
     """Learn every defect, then every mask model, then draw the preview."""
     args = parse_args(argv)
     device = choose_device(args.device)
-    dtype = choose_dtype(args.dtype, device)
+    args.dtype = choose_dtype(args.dtype, device)       # recorded as what it is: auto depends on the machine
+    runs.check_out(args.out, args.resume)
     defects = select_defects(args)
     for defect in defects:
         for example in defect.examples:
             read_example(example)       # every fault of the input is found before anything is written
     with Progress(f"loading {args.weights}", 1) as progress:
-        sd = load(args.weights, device, dtype, args.prediction_type)
+        sd = load(args.weights, device, DTYPES[args.dtype], args.prediction_type)
         size = args.size or sd.native_size
         if size % sd.size_multiple:
             raise ValueError(f"--size: {size}, but the model takes multiples of {sd.size_multiple}")

@@ -1,5 +1,5 @@
 """Published Stable Diffusion files -> ldm modules."""
 
-from weights.load import fingerprint, load
+from weights.load import TINY, fingerprint, load
 
-__all__ = ["fingerprint", "load"]
+__all__ = ["TINY", "fingerprint", "load"]

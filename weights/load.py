@@ -21,11 +21,18 @@ from weights.checkpoint import (EXPECTED, PARTS, Checkpoint, Source, read_folder
 from weights.files import open_weights
 
 FLOATS = ("F64", "F32", "F16", "BF16")
+TINY = "tiny"       # the word for the embedded checkpoint; a Path("tiny") is a folder of that name
+TINY_REMARK = ("tiny: the checkpoint that comes with the project; it has only seen pictures that the project draws, "
+               "for photographs give --weights a Stable Diffusion")
+
+
+def _located(path: str | Path) -> Path:
+    return Path(__file__).parent / TINY if path == TINY else Path(path)
 
 
 def fingerprint(path: str | Path) -> str:
     """sha256 over the weight files: tells whether a run and a checkpoint belong together."""
-    path = Path(path)
+    path = _located(path)
     files = [path] if path.is_file() else [weight_file(path, part) for part in PARTS]
     digest = hashlib.sha256()
     for name in files:
@@ -95,7 +102,7 @@ def _prediction(asked: str, found: Checkpoint, unet: UNet, device: str,
 
 def load(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32,
          prediction_type: str = "auto") -> StableDiffusion:
-    """A diffusers folder or an original single file -> StableDiffusion on the device, weights in dtype.
+    """A diffusers folder, an original single file or "tiny" -> StableDiffusion on the device, weights in dtype.
 
     prediction_type: "eps", "v", or "auto": scheduler_config.json, else a .yaml beside the single file, else
     (2.x only) the U-Net's own answer. The remarks of the result say what was decided and by what. Raises
@@ -103,7 +110,8 @@ def load(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtyp
     """
     if prediction_type not in ("auto", "eps", "v"):
         raise ValueError(f"prediction_type: found {prediction_type!r}, expected auto, eps or v")
-    path, device = Path(path), str(device)
+    remarks = [TINY_REMARK] if path == TINY else []
+    path, device = _located(path), str(device)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder; {EXPECTED}")
     found = read_single_file(path) if path.is_file() else read_folder(path)
@@ -117,5 +125,5 @@ def load(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtyp
     if v_prediction:
         unet.config = replace(unet.config, sample_size=found.v_sample_size)
     schedule = Schedule(replace(found.schedule, v_prediction=v_prediction))
-    remarks = (*found.remarks, f"prediction type {'v' if v_prediction else 'eps'}: {rule}")
-    return StableDiffusion(found.tokenizer, parts["text_encoder"], unet, parts["vae"], schedule, remarks)
+    remarks += [*found.remarks, f"prediction type {'v' if v_prediction else 'eps'}: {rule}"]
+    return StableDiffusion(found.tokenizer, parts["text_encoder"], unet, parts["vae"], schedule, tuple(remarks))

@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import NoReturn, TypeVar
 
 import torch
@@ -58,6 +59,11 @@ def positive(text: str) -> float:
     return value
 
 
+def path_or(word: str) -> Callable[[str], str | Path]:
+    """An argparse type: the word itself, or a path (./word, for one of that name)."""
+    return lambda text: text if text == word else Path(text)
+
+
 def choose_device(name: str) -> str:
     """auto, cpu or cuda -> the device; ValueError if cuda is asked for and there is none."""
     if name == "cuda" and not torch.cuda.is_available():
@@ -65,23 +71,27 @@ def choose_device(name: str) -> str:
     return "cuda" if name == "auto" and torch.cuda.is_available() else "cpu" if name == "auto" else name
 
 
-def choose_dtype(name: str, device: str) -> torch.dtype:
-    """auto, fp32, bf16 or fp16 -> the dtype of the frozen weights; auto is fp16 on CUDA, else fp32.
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_dtype(name: str, device: str) -> str:
+    """auto, fp32, bf16 or fp16 -> that of the frozen weights; auto is fp16 on CUDA, else fp32.
 
     Raises ValueError for fp16 on a CPU, where it is slower than float32 and some kernels are missing.
     """
     if name == "fp16" and device == "cpu":
         raise ValueError("--dtype fp16: found a CPU, expected CUDA; use --dtype fp32 or bf16")
     if name == "auto":
-        name = "fp32" if device == "cpu" else "fp16"
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+        return "fp32" if device == "cpu" else "fp16"
+    return name
 
 
 def run_tool(name: str, main: Callable[[], None]) -> int:
     """Exit code of a tool: 0, 2 if the input is at fault, 130 if interrupted, 1 for anything else."""
     try:
         main()
-    except (FileNotFoundError, NotADirectoryError, FileExistsError, PermissionError, ValueError) as err:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError, PermissionError,
+            ValueError) as err:
         print(f"{name}: {err}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -130,10 +140,10 @@ class Progress:
             yield item
             self.step()
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, error: type | None, *_) -> None:
         self._stop.set()
         self._thread.join()
         if self._bar:
             self._bar.close()
-        else:
+        elif error is None or self.done:        # what failed at once has its own line
             self._line()

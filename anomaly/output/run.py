@@ -69,18 +69,24 @@ def read_run(folder: Path) -> Run:
     return run
 
 
+def check_out(folder: Path, resume: bool) -> None:
+    """Raises FileExistsError or FileNotFoundError if a run is there without resume, or none with it."""
+    if resume:
+        read_run(folder)
+    elif (folder / "config.json").exists():
+        raise FileExistsError(f"{folder}: holds a training run already; continue it with --resume or "
+                              f"choose another --out")
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder}: is a file; --out takes a folder")
+
+
 def start_run(folder: Path, config: dict, resume: bool) -> Run:
     """Create the run, or find the one to resume; config as it is to be written.
 
-    Raises FileExistsError if a run is there without resume, ValueError if the one to resume was made with
-    other options (--steps may grow, the checkpoint may have moved), other files or another model.
+    Raises ValueError if the one to resume was made with other options (--steps may grow, the checkpoint may
+    have moved), other files or another model.
     """
     if not resume:
-        if (folder / "config.json").exists():
-            raise FileExistsError(f"{folder}: holds a training run already; continue it with --resume or "
-                                  f"choose another --out")
-        if folder.exists() and not folder.is_dir():
-            raise FileExistsError(f"{folder}: is a file; --out takes a folder")
         write_json(folder / "config.json", config)
         return Run(folder, config)
     old = read_run(folder)
@@ -90,6 +96,9 @@ def start_run(folder: Path, config: dict, resume: bool) -> Run:
         if name not in ("steps", "weights") and value != before:
             raise ValueError(f"--{name.replace('_', '-')}: {value!r}, but the run in {folder} was made with "
                              f"{before!r}; resume with that or train into another --out")
+    if config["prediction_type"] != old.config["prediction_type"]:
+        raise ValueError(f"--prediction-type: found to be {config['prediction_type']}, but the run in {folder} was "
+                         f"made with {old.config['prediction_type']}; give that")
     if config["defects"] != old.config["defects"]:
         raise ValueError(f"--data: the training files differ from those in {folder}/config.json; "
                          f"restore them or train into another --out")

@@ -10,6 +10,7 @@ from zlib import crc32
 
 import numpy as np
 
+from anomaly.output.console import Progress
 from anomaly.output.files import write_image
 from anomaly.output.synthetic.fields import View
 from anomaly.output.synthetic.pictures import draw_scene
@@ -32,15 +33,15 @@ def demo_data(folder: Path) -> Path:
         return folder
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    for product, defect in DEMO:
-        images, masks, good = (part / product / name for name in (f"test/{defect}", f"ground_truth/{defect}", "train/good"))
-        for path in (images, masks, good):
-            path.mkdir(parents=True)
-        for i in range(DEFECTIVE):
-            image, mask = demo_picture(product, defect, i)
-            write_image(images / f"{i:03}.png", image)
-            write_image(masks / f"{i:03}_mask.png", mask.astype(np.uint8) * 255)
-        for i in range(NORMALS):
-            write_image(good / f"{i:03}.png", demo_picture(product, None, i)[0])
+    with Progress("drawing the demo photographs", len(DEMO) * (DEFECTIVE + NORMALS)) as progress:
+        for product, defect in DEMO:
+            for i in range(DEFECTIVE):
+                image, mask = demo_picture(product, defect, i)
+                write_image(part / product / f"test/{defect}/{i:03}.png", image)
+                write_image(part / product / f"ground_truth/{defect}/{i:03}_mask.png", mask.astype(np.uint8) * 255)
+                progress.step()
+            for i in range(NORMALS):
+                write_image(part / product / f"train/good/{i:03}.png", demo_picture(product, None, i)[0])
+                progress.step()
     part.rename(folder)
     return folder

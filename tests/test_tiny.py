@@ -1,0 +1,112 @@
+"""The checkpoint that comes with the project: its files, diffusers' reading of it, and the tools without arguments."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from anomaly.output.synthetic import demo
+from anomaly.sampler import Guidance, ddim
+from commands import ROOT, call
+from pretraining import files, pictures
+from pretraining.autoencoder import encode_all, quality
+from weights import TINY, fingerprint, load
+
+FOLDER = ROOT / "weights" / TINY
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return load(TINY)
+
+
+def test_it_is_small_and_part_of_the_package(tiny):
+    paths = [path for path in FOLDER.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in paths) <= 25e6
+    packaged = {path for pattern in ("tiny/*", "tiny/*/*") for path in (ROOT / "weights").glob(pattern)}
+    assert set(paths) <= packaged and "tiny/*, tiny/*/*" in (ROOT / "setup.cfg").read_text()
+    assert tiny.native_size == 128 and tiny.text_encoder.config.context_length == 77
+
+
+def test_its_word_is_not_a_path_and_it_says_what_it_is(tiny, tmp_path, monkeypatch):
+    assert tiny.remarks[0].startswith("tiny: ") and fingerprint(TINY) == fingerprint(FOLDER)
+    assert not any(remark.startswith("tiny: ") for remark in load(FOLDER).remarks)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny").mkdir()
+    assert fingerprint(TINY) == fingerprint(FOLDER)
+    with pytest.raises(FileNotFoundError, match="no unet folder"):
+        load(Path("tiny"))
+
+
+def test_its_vocabulary_is_that_of_the_captions(tiny):
+    tokenizer = files.caption_tokenizer()
+    vocab = json.loads((FOLDER / "tokenizer/vocab.json").read_text())
+    assert len(vocab) == tiny.text_encoder.config.vocab_size
+    for caption in (pictures.draw_picture(3, i, 16).caption for i in range(40)):
+        ids = tiny.tokenizer([caption])
+        assert torch.equal(ids, tokenizer([caption]))
+        assert int((ids != ids[0, -1]).sum()) == len(caption.split()) + 1      # one token a word, and the start
+
+
+def test_diffusers_own_pipeline_paints_the_same_picture(tiny):
+    from diffusers import StableDiffusionPipeline
+    pipe = StableDiffusionPipeline.from_pretrained(FOLDER, safety_checker=None, dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    prompt, noise = "a photo of leather with small red stain top left", torch.randn(
+        (1, 4, 32, 32), generator=torch.Generator().manual_seed(4))
+    theirs = pipe(prompt, latents=noise, num_inference_steps=10, guidance_scale=4.0, output_type="pt").images
+    with torch.no_grad():
+        ours = tiny.vae.decode(ddim(tiny, noise, tiny.context(prompt), Guidance(4.0, tiny.context("")), 10))
+    ours = (ours / 2 + 0.5).clamp(0, 1)
+    assert float((ours - theirs).abs().max()) < 2e-3 and float(ours.std()) > 0.05
+
+
+def test_its_vae_reconstructs_pictures_it_has_not_seen(tiny, tmp_path):
+    unseen = pictures.picture_set(tmp_path, 1 << 30, 48, 128)
+    found = quality(tiny.vae, unseen, "cpu")
+    assert found["PSNR"] >= 31 and found["PSNR in masks"] >= 25 and found["colour error"] <= 0.02
+    deviations = encode_all(tiny.vae, unseen.images, "cpu").float().std(dim=(0, 2, 3))
+    assert float((deviations - 1).abs().max()) < 0.15
+
+
+def test_the_words_reach_the_picture(tiny, tmp_path):
+    """The unmasked loss of unseen pictures rises with the caption of another."""
+    unseen = pictures.picture_set(tmp_path, 1 << 30, 32, 128)
+    x_0 = encode_all(tiny.vae, unseen.images, "cpu").float()
+    eps = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0))
+    t = torch.linspace(300, 950, len(x_0)).long()
+    x_t, target = tiny.schedule.q_sample(x_0, t, eps), tiny.schedule.target(x_0, t, eps)
+    context = tiny.text_encoder.encode(tiny.text_encoder.embed(tiny.tokenizer(unseen.captions)))
+    with torch.no_grad():
+        right, wrong = (((tiny.unet(x_t, t, c) - target) ** 2).mean(dim=(1, 2, 3))
+                        for c in (context, context.roll(1, dims=0)))
+    rise = (wrong - right).numpy()
+    assert rise.mean() > 2 * rise.std() / len(rise) ** 0.5
+
+
+def test_the_tools_run_without_arguments_but_for_the_time(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "DEFECTIVE", 6)
+    monkeypatch.setattr(demo, "NORMALS", 2)
+    monkeypatch.chdir(tmp_path)
+    assert call("train_embed", "--steps", 2, "--batch-size", 2) == 0
+    config = json.loads((tmp_path / "runs/demo/config.json").read_text())
+    assert (config["options"]["weights"], config["options"]["data"], config["size"]) == ("tiny", "demo", 128)
+    assert [(d["object"], d["defect"], len(d["train"])) for d in config["defects"]] == [
+        (*pair, 2) for pair in sorted(demo.DEMO)]
+    assert "tiny: " in capsys.readouterr().err
+    assert call("train_embed", "--steps", 3, "--batch-size", 2, "--resume") == 0
+    assert call("sample", "--n", 1, "--batch-size", 1, "--steps", 2, "--masks", "train") == 0
+    images = sorted((tmp_path / "generated").rglob("test/*/*.png"))
+    assert [path.parent.name for path in images] == ["glue", "scratch", "burn"]
+
+
+@pytest.mark.parametrize("more", [[], ["--resume"]])
+def test_a_refusal_draws_no_demo(tmp_path, capsys, more):
+    out = tmp_path / "run"
+    if not more:
+        out.write_text("a file")
+    assert call("train_embed", "--out", out, *more) == 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == ([] if more else ["run"])
+    assert len(capsys.readouterr().err.splitlines()) == 1
