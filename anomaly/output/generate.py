@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anomaly.crop import Crop, defect_crop, take
+from anomaly.crop import Crop, Cropped, defect_crop, take
 from anomaly.dataset import Defect, read_example, read_photograph
 from anomaly.embedding import AnomalyEmbedding
 from anomaly.mask_model import accepted, mask_picture, sample_masks, shape_of
@@ -143,6 +143,18 @@ def learned_masks(sd: StableDiffusion, e_m: Tensor, defect: Defect, stamps: list
 
 
 @torch.no_grad()
+def paint_crops(sd: StableDiffusion, learner: AnomalyEmbedding, stem: str, crops: list[Cropped], noise: Tensor,
+                settings: Settings) -> Tensor:
+    """Normal photographs in their crops, noise (b, 4, h, w) -> the defect painted, (b, 3, size, size) in [-1, 1]."""
+    y_0, _ = sd.vae.encode(torch.stack([c.image for c in crops]).to(sd.device))
+    m = torch.stack([c.cells for c in crops]).float().to(sd.device)
+    vectors = learner(stem, torch.stack([c.mask for c in crops]).to(sd.device))
+    context = learned_context(sd, torch.cat(list(vectors.values()), dim=1))
+    *_, last = blended_ddim(sd, y_0, m, noise.to(sd.device), context, settings.guidance, settings.steps,
+                            settings.to_rgb, settings.weigh)
+    return sd.vae.decode(last.x)
+
+
 def paint(sd: StableDiffusion, learner: AnomalyEmbedding, defect: Defect, plans: list[Plan],
           targets: list[Target], settings: Settings) -> list[Painted]:
     """A block of pairs, painted together; each photograph keeps every pixel outside its mask."""
@@ -150,16 +162,9 @@ def paint(sd: StableDiffusion, learner: AnomalyEmbedding, defect: Defect, plans:
     crops: list[Crop] = [defect_crop(t.mask, settings.size) for t in targets]
     views = [take(p, t.mask, c, settings.size, sd.vae.config.factor)
              for p, t, c in zip(photographs, targets, crops)]
-    y_0, _ = sd.vae.encode(torch.stack([v.image for v in views]).to(sd.device))
-    m = torch.stack([v.cells for v in views]).float().to(sd.device)
-    vectors = learner(defect.stem, torch.stack([v.mask for v in views]).to(sd.device))
-    context = learned_context(sd, torch.cat(list(vectors.values()), dim=1))
-    noise = torch.from_numpy(np.stack([p.noise for p in plans])).to(sd.device)
-    for step in blended_ddim(sd, y_0, m, noise, context, settings.guidance, settings.steps,
-                             settings.to_rgb, settings.weigh):
-        latents = step.x
+    noise = torch.from_numpy(np.stack([p.noise for p in plans]))
     done = []
-    for i, picture in enumerate(sd.vae.decode(latents)):
+    for i, picture in enumerate(paint_crops(sd, learner, defect.stem, views, noise, settings)):
         image = composite(photographs[i], targets[i].mask, crops[i], picture)
         done.append(Painted(plans[i], targets[i], image, change(photographs[i], image, targets[i].mask)))
     return done

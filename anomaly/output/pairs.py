@@ -7,6 +7,8 @@ Loaders sort names, hence the fixed width, and take every PNG below OUT/OBJECT f
 """
 
 import json
+from collections.abc import Iterator
+from itertools import groupby, islice
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ from anomaly.output.generate import Painted
 from anomaly.output.sheets import framed, sheet
 
 COLUMNS = ["image", "mask", "object", "defect", "k", "try", "seed", "normal", "mask_source", "change"]
-ON_SHEET = 4    # pairs of each defect on the contact sheet
+ON_SHEET, A_ROW = 4, 2      # pairs of each defect on the contact sheet, and in one row of it
 
 
 class PairFolder:
@@ -82,25 +84,23 @@ class PairFolder:
         self._rows.sort(key=lambda row: (row["object"], row["defect"], int(row["k"])))
         write_rows(self._manifest, COLUMNS, self._rows)
         path = self.folder / "_meta" / "contact_sheet.jpg"
-        write_image(path, sheet([self._sheet_row(row, size) for row in self._sheet_pairs()]))
+        write_image(path, sheet(list(self._sheet_rows(size))))
         return path
 
-    def _sheet_pairs(self) -> list[dict]:
-        counts: dict[tuple[str, str], int] = {}
-        chosen = []
-        for row in self._rows:
-            kind = row["object"], row["defect"]
-            counts[kind] = counts.get(kind, 0) + 1
-            if counts[kind] <= ON_SHEET:
-                chosen.append(row)
-        return chosen
+    def _sheet_rows(self, size: int) -> Iterator[tuple[str, list[np.ndarray]]]:
+        """The first pairs of each defect, A_ROW to a row."""
+        for (object_, name), group in groupby(self._rows, key=lambda row: (row["object"], row["defect"])):
+            chosen = list(islice(group, ON_SHEET))
+            for i in range(0, len(chosen), A_ROW):
+                some = chosen[i:i + A_ROW]
+                numbers = ", ".join(f"{int(row['k']):05d} (change {float(row['change']):.3f})" for row in some)
+                yield f"{object_}/{name}  {numbers}", [tile for row in some for tile in self._tiles(row, size)]
 
-    def _sheet_row(self, row: dict, size: int) -> tuple[str, list[np.ndarray]]:
+    def _tiles(self, row: dict, size: int) -> list[np.ndarray]:
         """The photograph with the crop framed, then the crop: before, mask, after."""
         after, mask = read_photograph(self.folder / row["image"]), read_mask(self.folder / row["mask"])
         before = read_photograph(Path(row["normal"]))
         crop = defect_crop(mask, size)
-        label = f"{row['object']}/{row['defect']} {int(row['k']):05d}  change {float(row['change']):.3f}"
         window = crop.inside(*mask.shape)
-        return label, [framed(after, crop.left, crop.top, crop.side), before[window],
-                       mask[window].astype(np.uint8) * 255, after[window]]
+        return [framed(after, crop.left, crop.top, crop.side), before[window],
+                mask[window].astype(np.uint8) * 255, after[window]]
