@@ -75,6 +75,30 @@ def test_each_caption_word_is_one_token_and_the_ids_are_those_of_transformers(tm
         assert tokenizer([prompt])[0].tolist() == reference(prompt, padding="max_length", max_length=77)["input_ids"]
 
 
+def test_words_without_a_caption_get_the_statistics_of_those_with_one():
+    text_encoder = diffusion.TextEncoder(diffusion.text_config(617))
+    table = text_encoder.word_table
+    seen = torch.arange(580, 617)
+    with torch.no_grad():
+        table.normal_(std=0.02)
+        table[seen] = 0.05 + 0.1 * torch.randn(len(seen), table.shape[1])
+    before = table[seen].clone()
+    diffusion.settle_unseen_words(text_encoder, seen.repeat(3)[None])
+    assert torch.equal(table[seen], before)
+    assert torch.allclose(table.mean(dim=0), before.mean(dim=0), atol=0.03)
+    assert float(table.square().mean().sqrt()) == pytest.approx(float(before.square().mean().sqrt()), rel=0.05)
+    assert len(table.unique(dim=0)) == 617
+
+
+def test_a_small_defect_counts_as_a_large_one_up_to_a_bound():
+    cells = torch.zeros(4, 1, 32, 32)
+    cells[0, :, :16], cells[1, :, :8, :16], cells[2, :, 0, 0] = 1, 1, 1
+    extra = (diffusion.weights(cells) - 1).mean(dim=(1, 2, 3))
+    most = diffusion.MOST / 1024
+    assert torch.allclose(extra, torch.tensor([diffusion.DEFECT_SHARE, diffusion.DEFECT_SHARE, most, 0.0]))
+    assert torch.equal(diffusion.weights(cells)[0, 0, 20:], torch.ones(12, 32))
+
+
 def test_shares_of_cells_are_means_over_their_pixels():
     masks = np.zeros((1, 8, 8), dtype=bool)
     masks[0, 0, 0:3] = True

@@ -128,6 +128,7 @@ def main(argv: list[str] | None = None) -> None:
     for losses in pieces(stage, args.unet_steps, until, args.state / "loss.csv", "unet"):
         losses.append(diffusion.train_step(unet, text_encoder, stage, data, args.seed, args.unet_steps, device))
     stage.use_averages()
+    diffusion.settle_unseen_words(text_encoder, data.ids)
     sd = StableDiffusion(caption_tokenizer(), text_encoder, unet, vae, Schedule(diffusion.SCHEDULE))
     write_image(args.state / "preview.jpg", sheet(preview(sd)))
     write_checkpoint(args.out, unet, vae, text_encoder, text, diffusion.SCHEDULE)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ldm.config import VAEConfig
 from ldm.vae import VAE
 from pretraining.pictures import PictureSet
-from pretraining.state import Stage
+from pretraining.state import Stage, half_precision
 
 CONFIG = VAEConfig(channels=(32, 48, 64), layers_per_block=1, norm_groups=8, scaling_factor=1.0)
 RATE, AVERAGE = 1.5e-3, 0.999
@@ -61,7 +61,7 @@ def train_step(vae: VAE, stage: Stage, pictures: PictureSet, seed: int, steps: i
     """One step of the optimizer -> its loss."""
     image, mask = (x.to(device) for x in batch(pictures, seed, stage.step, steps))
     noise = torch.Generator().manual_seed(stage.step)
-    with torch.autocast(device, torch.bfloat16):
+    with half_precision(device):
         mean, std = vae.encode(image)
         z = mean + std * torch.randn(mean.shape, generator=noise).to(device)
         out = vae.decode(z)

@@ -15,13 +15,16 @@ from ldm.config import ScheduleConfig, TextConfig, UNetConfig
 from ldm.schedule import Schedule
 from ldm.text_encoder import TextEncoder
 from ldm.unet import UNet
-from pretraining.state import Stage
+from pretraining.state import Stage, half_precision
 
 UNET = UNetConfig(channels=(48, 96, 192), cross_attention=(False, True, True), layers_per_block=1,
                   heads=(4, 4, 4), context_dim=128, norm_groups=16, sample_size=32)
 SCHEDULE = ScheduleConfig(v_prediction=True)
 RATE, AVERAGE, BATCH = 6e-4, 0.9995, 8
-IN_MASK = 2.0       # weight of the defect's cells above the others
+# t = 1000 u^NOISY: more of the noisy half, where place, shape and colour are decided and most is left to learn.
+NOISY = 0.7
+# Weight of a defect's cells above the others: together they count as this share of a picture, each at most so much.
+DEFECT_SHARE, MOST = 0.35, 6.0
 
 
 def text_config(vocab_size: int) -> TextConfig:
@@ -41,6 +44,21 @@ def initialise(unet: UNet, text_encoder: TextEncoder) -> None:
                 nn.init.normal_(parameter, std=0.02 if "token" in name else 0.01)
 
 
+@torch.no_grad()
+def settle_unseen_words(text_encoder: TextEncoder, ids: Tensor) -> None:
+    """Draw the vectors of tokens that no caption has from the distribution of those that captions have.
+
+    Training leaves them at their small initial size, and they are most of the table: its mean and its rms, which
+    textual inversion starts from, would not be a word's.
+    """
+    table, seen = text_encoder.word_table, ids.unique()
+    std, mean = torch.std_mean(table[seen], dim=0)
+    unseen = torch.ones(len(table), dtype=torch.bool)
+    unseen[seen] = False
+    noise = torch.randn(table.shape, generator=torch.Generator().manual_seed(0))
+    table[unseen] = (mean + std * noise.to(table))[unseen]
+
+
 @dataclass(frozen=True)
 class Encoded:
     """latents (n, 4, h, w) float16, cells (n, h, w): share of each that is defect, ids (n, L)."""
@@ -57,6 +75,12 @@ def shares(masks: np.ndarray, cells: int) -> Tensor:
     return torch.from_numpy(parts.mean(axis=(2, 4), dtype=np.float32)).half()
 
 
+def weights(cells: Tensor) -> Tensor:
+    """Weight of each cell in the loss, from the share of it that is defect: (b, 1, h, w) both."""
+    area = cells.mean(dim=(1, 2, 3), keepdim=True)
+    return 1 + cells * (DEFECT_SHARE / area.clamp_min(1e-6)).clamp_max(MOST)
+
+
 def train_step(unet: UNet, text_encoder: TextEncoder, stage: Stage, data: Encoded, seed: int, steps: int,
                device: str) -> float:
     """One step of the optimizer -> its loss, the weighted mean square of v - v_hat."""
@@ -64,14 +88,14 @@ def train_step(unet: UNet, text_encoder: TextEncoder, stage: Stage, data: Encode
     rng = torch.Generator().manual_seed((seed << 40) + stage.step)
     i = torch.randint(len(data.latents), (BATCH,), generator=rng)
     x_0 = data.latents[i].float()
-    # Stratified: one timestep from each of BATCH equal parts of the schedule.
-    part = (torch.arange(BATCH) + torch.rand(BATCH, generator=rng)) / BATCH
+    # Stratified: one timestep from each of BATCH parts, of equal shares of the draws.
+    part = ((torch.arange(BATCH) + torch.rand(BATCH, generator=rng)) / BATCH) ** NOISY
     t = (part * SCHEDULE.train_timesteps).long()
     eps = torch.randn(x_0.shape, generator=rng)
     x_t, v = schedule.q_sample(x_0, t, eps), schedule.target(x_0, t, eps)
-    weight = 1 + IN_MASK * data.cells[i].float()[:, None]
+    weight = weights(data.cells[i].float()[:, None])
     x_t, v, t, weight, ids = (x.to(device) for x in (x_t, v, t, weight, data.ids[i]))
-    with torch.autocast(device, torch.bfloat16):
+    with half_precision(device):
         context = text_encoder.encode(text_encoder.embed(ids))
         out = unet(x_t, t, context)
     loss = (weight * F.mse_loss(out.float(), v, reduction="none")).mean()
