@@ -47,11 +47,16 @@ def initial_vectors(sd: StableDiffusion, word: str, count: int, generator: torch
     return centre + INITIAL_NOISE * word_rms(sd) * noise
 
 
-def _parameters(sd: StableDiffusion, defects: list[Defect], count: int, seed: int) -> nn.ParameterDict:
+def _parameters(sd: StableDiffusion, defects: list[Defect], count: int, seed: int,
+                first: str | None = None) -> nn.ParameterDict:
+    """Vectors of each defect that start at its word; with a first word, half of them, the first, start at that."""
     vectors = nn.ParameterDict()
     for defect in defects:
         generator = torch.Generator().manual_seed(seed_of(seed, crc32(defect.key.encode()), count))
-        vectors[defect.stem] = nn.Parameter(initial_vectors(sd, defect.name, count, generator))
+        start = initial_vectors(sd, defect.name, count, generator)
+        if first is not None:
+            start[:count // 2] = initial_vectors(sd, first, count // 2, generator)
+        vectors[defect.stem] = nn.Parameter(start)
     return vectors
 
 
@@ -83,7 +88,7 @@ class MaskEmbedding(nn.Module):
 
     def __init__(self, sd: StableDiffusion, defects: list[Defect], seed: int):
         super().__init__()
-        self.e_m = _parameters(sd, defects, E_M_VECTORS, seed)
+        self.e_m = _parameters(sd, defects, E_M_VECTORS, seed, "mask")      # "mask mask crack crack"
         self.to(sd.device)
 
     def forward(self, stem: str, masks: Tensor) -> dict[str, Tensor]:

@@ -27,6 +27,14 @@ def test_vectors_start_at_the_known_word_else_at_the_mean_word(sd):
         torch.testing.assert_close(vectors.std(dim=0).mean(), 0.3 * rms, rtol=0.02, atol=0)
 
 
+def test_half_of_a_mask_models_vectors_start_at_mask_and_half_at_the_defect(sd):
+    table = sd.text_encoder.word_table
+    assert len(sd.tokenizer.tokens("mask")) > 1     # unknown here: the mean word
+    centres = torch.stack([table.mean(dim=0), table[sd.tokenizer.tokens("crack")[0]]])
+    e_m = MaskEmbedding(sd, [CRACK], 0).e_m[CRACK.stem].detach()
+    assert torch.cdist(e_m, centres).argmin(dim=1).tolist() == [0, 0, 1, 1]
+
+
 def test_a_vector_of_the_encoder_has_the_norm_of_a_word_for_any_mask(sd):
     learner = AnomalyEmbedding(sd, [CRACK], 0)
     masks = torch.stack([torch.zeros(64, 64), torch.ones(64, 64), torch.eye(64)])
