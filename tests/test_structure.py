@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 RUN_TIME = {"torch", "safetensors", "numpy", "PIL", "einops", "tokenizers", "tqdm"}
-REFERENCES = {"diffusers", "transformers"}     # what the extra `test` installs
+REFERENCES = {"diffusers", "transformers", "scipy"}    # what the extra `test` installs
 MAY_IMPORT = {      # folder -> the project's own packages it may use
     "ldm": {"ldm"},
     "weights": {"weights", "ldm"},
@@ -18,7 +18,7 @@ MAY_IMPORT = {      # folder -> the project's own packages it may use
     "anomaly/output/synthetic": {"anomaly"},
     "tools": {"anomaly", "ldm", "weights", "benchmarks", "pretraining"},
     "tools/pretraining": {"anomaly", "ldm", "pretraining"},
-    "tools/benchmarks": {"anomaly", "ldm", "weights", "benchmarks", "pretraining", *REFERENCES},
+    "tools/benchmarks": {"anomaly", "ldm", "weights", "benchmarks", "pretraining", "train_embed", "sample", *REFERENCES},
 }
 
 
@@ -45,12 +45,15 @@ def test_imports_point_one_way_and_need_only_the_run_time_packages(folder):
 
 
 def test_both_rings_stay_within_their_lines():
-    """Lines that are not blank: code, comments, docstrings, tables."""
+    """Lines that are not blank: code, comments, docstrings, tables.
+
+    What makes the embedded checkpoint and what measures are in neither ring: no user's command runs them.
+    """
     def lines(*patterns):
         return sum(bool(line.strip()) for pattern in patterns for p in ROOT.glob(pattern)
                    for line in p.read_text().splitlines())
     assert lines("ldm/*.py", "weights/*.py", "anomaly/*.py") <= 2500
-    assert lines("anomaly/output/**/*.py", "tools/**/*.py") <= 2500
+    assert lines("anomaly/output/**/*.py", "tools/*.py") <= 2500
 
 
 def test_every_file_that_departs_is_in_the_readmes_table():

@@ -1,10 +1,12 @@
 """Benchmarks whose tables the README shows. They need the extra `test`.
 
     python tools/bench.py parity      every part against diffusers and transformers at full size; loading
+    python tools/bench.py checkpoint  what the embedded checkpoint can do
 """
 
 import argparse
 import sys
+from importlib import import_module
 
 from anomaly.output.console import Parser, run_tool
 
@@ -12,16 +14,16 @@ from anomaly.output.console import Parser, run_tool
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Which benchmark."""
     parser = Parser("bench.py", "Measure, and print the tables of the README.")
-    parser.add_argument("benchmark", choices=["parity"], help="parity: every part of Stable Diffusion against "
-                        "diffusers and transformers, 16 GiB of memory, 20 GB of disk")
+    parser.add_argument("benchmark", choices=["parity", "checkpoint"], help="parity: every part of Stable Diffusion "
+                        "against diffusers and transformers, 16 GiB of memory, 20 GB of disk; checkpoint: what the "
+                        "embedded one can do")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the benchmark; its tables go to stdout."""
-    parse_args(argv)
-    from benchmarks import parity       # its packages are needed by no other tool
-    parity.main()
+    name = parse_args(argv).benchmark
+    import_module(f"benchmarks.{name}").main()      # not above: its packages are needed by no other tool
 
 
 if __name__ == "__main__":
