@@ -4,7 +4,8 @@
     python tools/pretrain_tiny.py --minutes 60          a piece of it; the same line goes on where it was
     python tools/pretrain_tiny.py --from weights/tiny   go on from a finished one
 
-What the pieces hand on lies in --state; loss.csv there has the losses, preview.jpg what the model draws.
+What the pieces hand on lies in --state; loss.csv there has the losses, preview.jpg what the model draws, and
+unfinished/ the checkpoint of a run that is not at its end. `tools/bench.py checkpoint` measures a finished one.
 """
 
 import argparse
@@ -28,13 +29,12 @@ from ldm.tokenizer import vocabulary
 from ldm.unet import UNet
 from ldm.vae import VAE
 from pretraining import autoencoder, diffusion
-from pretraining.files import caption_merges, caption_tokenizer, write_checkpoint
+from pretraining.files import caption_merges, caption_tokenizer, caption_words, write_checkpoint
 from pretraining.pictures import PictureSet, picture_set
 from pretraining.state import Stage, pieces
-from weights import load
+from weights import fingerprint, load
 
 PIXELS, STANDARDISED = 128, 2000    # side of the pictures; how many of them the latents' mean and std come from
-UNSEEN, UNSEEN_SEED = 500, 1 << 30  # number and seed of the pictures that the VAE is measured on
 PREVIEW = ["", "with small red stain top left", "with large blue stain center", "with large hole bottom right",
            "with large crack", "with large scratch", "with large glue center", "with large dent center"]
 
@@ -112,8 +112,6 @@ def main(argv: list[str] | None = None) -> None:
     vae = train_vae(args, pictures, until, device) if begin is None else begin.vae
     if vae is None:
         return
-    unseen = picture_set(args.state / "pictures", args.seed + UNSEEN_SEED, min(UNSEEN, args.pictures), PIXELS)
-    print("VAE on unseen pictures:", {k: round(v, 4) for k, v in autoencoder.quality(vae, unseen, device).items()})
     data = encode(args, pictures, vae, device)
     torch.manual_seed(args.seed)
     text = diffusion.text_config(len(vocabulary(caption_merges())))
@@ -123,16 +121,20 @@ def main(argv: list[str] | None = None) -> None:
     else:
         unet.load_state_dict(begin.unet.state_dict())
         text_encoder.load_state_dict(begin.text_encoder.state_dict())
-    stage = Stage(args.state / "unet.pt", {"unet": unet, "text_encoder": text_encoder}, diffusion.RATE,
+    # A state belongs to what it began with: nothing, or the checkpoint of --from.
+    name = "unet" if args.start is None else f"unet-{fingerprint(args.start)[:8]}"
+    stage = Stage(args.state / f"{name}.pt", {"unet": unet, "text_encoder": text_encoder}, diffusion.RATE,
                   diffusion.AVERAGE)
     for losses in pieces(stage, args.unet_steps, until, args.state / "loss.csv", "unet"):
         losses.append(diffusion.train_step(unet, text_encoder, stage, data, args.seed, args.unet_steps, device))
     stage.use_averages()
-    diffusion.settle_unseen_words(text_encoder, data.ids)
-    sd = StableDiffusion(caption_tokenizer(), text_encoder, unet, vae, Schedule(diffusion.SCHEDULE))
+    tokenizer = caption_tokenizer()
+    diffusion.settle_unseen_words(text_encoder, data.ids, [tokenizer.tokens(word)[0] for word in caption_words()])
+    sd = StableDiffusion(tokenizer, text_encoder, unet, vae, Schedule(diffusion.SCHEDULE))
     write_image(args.state / "preview.jpg", sheet(preview(sd)))
-    write_checkpoint(args.out, unet, vae, text_encoder, text, diffusion.SCHEDULE)
-    print(args.state / "preview.jpg", args.out, sep="\n")
+    out = args.out if stage.step >= args.unet_steps else args.state / "unfinished"
+    write_checkpoint(out, unet, vae, text_encoder, text, diffusion.SCHEDULE)
+    print(args.state / "preview.jpg", out, sep="\n")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,8 @@ def pickle_refusal(path: Path, target: Path | None = None) -> str:
     target = target or path.with_suffix(".safetensors")
     target = path.with_stem(path.stem + "-converted") if target == path else target
     return (f"{path}: is a pickle, which can run code when it is opened and is never loaded; use the published "
-            f".safetensors or convert it once in Python: import torch, safetensors.torch; w = torch.load(open({str(path)!r}, 'rb'), weights_only=True); "
+            f".safetensors or convert it once in Python: import torch, safetensors.torch; "
+            f"w = torch.load(open({str(path)!r}, 'rb'), weights_only=True); "
             f"safetensors.torch.save_file({{k: v.contiguous().clone() for k, v in w.get('state_dict', w).items() "
             f"if isinstance(v, torch.Tensor)}}, {str(target)!r})")
 

@@ -97,12 +97,13 @@ def _prediction(asked: str, found: Checkpoint, unet: UNet, device: str,
         return asked == "v", "as given"
     if found.prediction is not None:
         return found.schedule.v_prediction, found.prediction
-    return _predicts_v(unet, found.sources["unet"].path, device, dtype), "no file beside it says so, its output for a flat latent does"
+    v = _predicts_v(unet, found.sources["unet"].path, device, dtype)
+    return v, "no file beside it says so, its output for a flat latent does"
 
 
 def load(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32,
          prediction_type: str = "auto") -> StableDiffusion:
-    """A diffusers folder, an original single file or "tiny" -> StableDiffusion on the device, weights in dtype.
+    """A diffusers folder, an original single file or TINY -> StableDiffusion on the device, weights in dtype.
 
     prediction_type: "eps", "v", or "auto": scheduler_config.json, else a .yaml beside the single file, else
     (2.x only) the U-Net's own answer. The remarks of the result say what was decided and by what. Raises

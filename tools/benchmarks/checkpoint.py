@@ -17,20 +17,23 @@ from scipy.stats import ks_2samp
 from torch import Tensor
 
 import train_embed
-from anomaly.crop import Cropped, defect_crop, take, to_image
+from anomaly.crop import Crop, Cropped, cut, defect_crop, take, to_image
 from anomaly.dataset import Defect, image_files, read_example, read_photograph
+from anomaly.embedding import AnomalyEmbedding
 from anomaly.mask_model import mask_picture, parts, sample_masks
 from anomaly.output import run as runs
 from anomaly.output.console import Progress
 from anomaly.output.generate import Settings, paint_crops
 from anomaly.output.quality import colour_share, elongation, overlap
-from anomaly.output.synthetic.demo import DEMO, FRAME
+from anomaly.output.synthetic.defects import THIN
+from anomaly.output.synthetic.demo import FRAME
 from anomaly.output.synthetic.pictures import draw_scene, pairs
+from anomaly.output.synthetic.products import PRODUCTS
 from anomaly.reweight import paper
 from anomaly.sampler import GUIDANCE_SCALE, STEPS, Guidance, ddim
 from benchmarks.segmenter import accuracy, quadrants, train_segmenter
 from ldm.model import StableDiffusion
-from pretraining.autoencoder import encode_all, quality, to_float
+from pretraining.autoencoder import encode_all, quality
 from pretraining.pictures import PictureSet, picture_set
 from sample import load_learner
 from weights import load
@@ -51,24 +54,40 @@ def table(columns: list[str], rows: list[list[str]]) -> None:
 
 
 def photographs(folder: Path, pixels: int) -> PictureSet:
-    """The photographs of a category, each whole and shrunk to a square; no masks are needed."""
+    """The middle squares of a category's photographs, shrunk; no masks are needed."""
     files = [path for kind in sorted((folder / "test").iterdir()) for path in image_files(kind)]
-    images = [((to_image(read_photograph(path), pixels) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
-              for path in files]
+    images = []
+    for path in files:
+        photograph = read_photograph(path)
+        height, width = photograph.shape[:2]
+        side = min(height, width)
+        square = cut(photograph, Crop((width - side) // 2, (height - side) // 2, side))
+        images.append(((to_image(square, pixels) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
     return PictureSet(np.stack(images), np.ones((len(files), pixels, pixels), dtype=bool), [""] * len(files))
+
+
+def is_mask_picture(image: np.ndarray, mask: np.ndarray) -> bool:
+    """True if the picture is nothing but its mask, white on black."""
+    return bool((image == np.where(mask, 255, 0)[..., None]).all())
+
+
+def subset(pictures: PictureSet, some: list[int]) -> PictureSet:
+    """Some of the pictures."""
+    return PictureSet(pictures.images[some], pictures.masks[some], [pictures.captions[i] for i in some])
 
 
 def autoencoder_rows(sd: StableDiffusion, unseen: PictureSet) -> list[list[str]]:
     """Reconstruction of drawn pictures and, where DEFECT_PHOTOS names a data set, of photographs."""
-    sets = {f"{UNSEEN} drawn pictures": unseen}
+    thin = [i for i, caption in enumerate(unseen.captions) if set(caption.split()) & set(THIN)]
+    sets = {"drawn photographs": unseen, "those with a thin defect": subset(unseen, thin)}
     if "DEFECT_PHOTOS" in os.environ:
         sets["photographs of DEFECT_PHOTOS"] = photographs(Path(os.environ["DEFECT_PHOTOS"]), sd.native_size)
     rows = []
     for name, found in sets.items():
         values = quality(sd.vae, found, str(sd.device))
         deviations = encode_all(sd.vae, found.images, str(sd.device)).float().std(dim=(0, 2, 3))
-        inside = f"{values['PSNR in masks']:.1f} dB" if found is unseen else ""
-        rows.append([name, f"{values['PSNR']:.1f} dB", inside, f"{values['colour error']:.4f}",
+        inside = f"{values['PSNR in masks']:.1f} dB" if found.captions[0] else ""
+        rows.append([name, str(len(found.images)), f"{values['PSNR']:.1f} dB", inside, f"{values['colour error']:.4f}",
                      ", ".join(f"{s:.2f}" for s in deviations)])
     return rows
 
@@ -76,8 +95,10 @@ def autoencoder_rows(sd: StableDiffusion, unseen: PictureSet) -> list[list[str]]
 def placed(sd: StableDiffusion) -> tuple[float, float]:
     """(the segmenter's own accuracy, share of 64 text-to-image samples with the defect in the named corner)."""
     net = train_segmenter(SEED + 1)
-    known = pairs()
-    kinds = [known[i * len(known) // 16] for i in range(16)]
+    kinds = []      # two a product, in rotation, so that every kind occurs
+    for number, product in enumerate(PRODUCTS):
+        known = [defect for p, defect in pairs() if p == product]
+        kinds += [(product, known[i % len(known)]) for i in (2 * number, 2 * number + 1)]
     prompts = [(f"a photo of {product} with small {'red ' if defect == 'stain' else ''}{defect} {corner}", corner)
                for product, defect in kinds for corner in CORNERS]
     noise = torch.randn((len(prompts), 4, *[sd.unet.config.sample_size] * 2),
@@ -136,10 +157,9 @@ def through_vae(sd: StableDiffusion, crops: list[Cropped]) -> Tensor:
     return torch.cat([sd.vae.decode(sd.vae.encode(x)[0]) for x in images.split(BATCH)])
 
 
-def demo_row(sd: StableDiffusion, run: runs.Run, defect: Defect) -> list[str]:
+def demo_row(sd: StableDiffusion, run: runs.Run, defect: Defect, learner: AnomalyEmbedding) -> list[str]:
     """Share of the way to the real defect in mean colour, with the tools' defaults."""
     normal, real = scenes(defect.object, defect.name, run.config["size"], sd.vae.config.factor)
-    learner = load_learner(run, sd, [defect])
     settings = Settings(run.config["size"], STEPS, Guidance(GUIDANCE_SCALE, sd.context("")),
                         runs.load_module(run, "latent_to_rgb")["latent_to_rgb"], paper)
     masks = torch.stack([c.mask for c in normal])
@@ -164,12 +184,12 @@ Distances = dict[str, float]
 
 def distances(found: list[np.ndarray], fresh: list[np.ndarray], factor: int) -> Distances:
     """Kolmogorov-Smirnov distances of area and elongation, total variation of the number of parts."""
-    def count(mask: np.ndarray) -> int:
+    def count(mask: np.ndarray) -> int:         # no mask at all is of area 0, elongation 1 and no parts
         return parts(torch.nn.functional.max_pool2d(torch.from_numpy(mask)[None].float(), factor)[0].bool().numpy())
     numbers: dict[str, Callable] = {"area": np.mean, "elongation": elongation}
     out = {name: float(ks_2samp([f(m) for m in found], [f(m) for m in fresh]).statistic)
            for name, f in numbers.items()}
-    counts = [np.bincount([count(m) for m in masks], minlength=64) / len(masks) for masks in (found, fresh)]
+    counts = [np.bincount([count(m) for m in masks], minlength=1024) / len(masks) for masks in (found, fresh)]
     return out | {"parts": float(np.abs(counts[0] - counts[1]).sum() / 2)}
 
 
@@ -184,14 +204,15 @@ def crop_masks(masks: list[np.ndarray], size: int, factor: int) -> list[np.ndarr
 
 
 def mask_rows(sd: StableDiffusion, run: runs.Run) -> list[list[str]]:
-    """Generated masks, before any is refused, against fresh ones of the generator; and another kind's."""
+    """Generated masks, none refused, against fresh ones of the generator; beside them others of each kind."""
     size, factor = run.config["size"], sd.vae.config.factor
-    rows, fresh = [], {}
+    rows, fresh, more = [], {}, {}
     for defect in run.defects:
         rng = np.random.default_rng(crc32(f"masks/{defect.key}".encode()))
-        fresh[defect.key] = crop_masks([draw_scene(rng, defect.object, defect.name).render(FRAME)[1]
-                                        for _ in range(MASKS)], size, factor)
-    for defect, other in zip(run.defects, [*run.defects[1:], run.defects[0]]):
+        drawn = crop_masks([draw_scene(rng, defect.object, defect.name).render(FRAME)[1]
+                            for _ in range(2 * MASKS)], size, factor)
+        fresh[defect.key], more[defect.key] = drawn[:MASKS], drawn[MASKS:]
+    for defect in run.defects:
         training = crop_masks([read_example(e)[1] for e in defect.examples], size, factor)
         e_m = runs.load_vectors(run, "mask_embeddings", defect).to(sd.device)
         noise = torch.randn((MASKS, 4, size // factor, size // factor), generator=torch.Generator().manual_seed(0))
@@ -200,15 +221,14 @@ def mask_rows(sd: StableDiffusion, run: runs.Run) -> list[list[str]]:
             for part in noise.split(BATCH):
                 drawn += list(sample_masks(sd, e_m, part.to(sd.device), STEPS).numpy())
                 progress.done = len(drawn)
-        whole = [mask for mask in drawn if mask.any()]
-        new = np.mean([max(overlap(mask, old) for old in training) < COPY for mask in whole])
         own = distances(training, fresh[defect.key], factor)
-        for name, masks, share in (("training masks", training, ""), ("generated", whole, f"{new:.0%}"),
-                                   (f"real masks of {other.name}", fresh[other.key], "")):
+        others = {f"the generator's {d.name}": more[d.key] for d in run.defects}
+        for name, masks in {"training masks": training, "generated": drawn, **others}.items():
             found = distances(masks, fresh[defect.key], factor)
-            verdict = "" if masks is training else "yes" if alike(found, own) else "no"
-            rows.append([defect.key, name, str(len(masks)), *(f"{value:.2f}" for value in found.values()), verdict,
-                         share])
+            new = np.mean([mask.any() and max(overlap(mask, old) for old in training) < COPY for mask in masks])
+            rows.append([defect.key, name, str(len(masks)), str(sum(not mask.any() for mask in masks)),
+                         *(f"{value:.2f}" for value in found.values()), "yes" if alike(found, own) else "no",
+                         f"{new:.0%}"])
     return rows
 
 
@@ -216,8 +236,10 @@ def main() -> None:
     """Print every table; minutes on two cores are in the model card."""
     sd = load("tiny")
     with tempfile.TemporaryDirectory() as scratch:
-        unseen = picture_set(Path(scratch) / "pictures", SEED, UNSEEN, sd.native_size)
-        table(["reconstruction of", "PSNR", "inside masks", "colour error", "deviation of the latent channels"],
+        drawn = picture_set(Path(scratch) / "pictures", SEED, UNSEEN, sd.native_size)
+        # Flat white and black is easy to reconstruct, and where it is white is all that a mask's caption says.
+        unseen = subset(drawn, [i for i in range(UNSEEN) if not is_mask_picture(drawn.images[i], drawn.masks[i])])
+        table(["reconstruction of", "number", "PSNR", "inside masks", "colour error", "latent deviations"],
               autoencoder_rows(sd, unseen))
         own, share = placed(sd)
         worse, error = wrong_places(sd, unseen)
@@ -225,9 +247,14 @@ def main() -> None:
             ["defect in the named corner, of 64 samples", f"{share:.0%}"],
             ["the segmenter's own accuracy on drawn pictures", f"{own:.0%}"],
             ["held-out loss with the opposite corner, above that with the right one",
-             f"{worse:.5f} (standard error {error:.5f})"]])
+             f"{worse:.5f} (standard error {error:.5f})"],
+            ["that is more than two standard errors", "yes" if worse > 2 * error else "no"]])
         train_embed.main(["--out", f"{scratch}/run"])
         run = runs.read_run(Path(scratch) / "run")
-        table(["defect", "share of the way in colour", "by seed"], [demo_row(sd, run, d) for d in run.defects])
-        assert [(d.object, d.name) for d in run.defects] == sorted(DEMO)
-        table(["defect", "masks", "number", "area", "elongation", "parts", "alike", "new"], mask_rows(sd, run))
+        learners = {"learned": load_learner(run, sd, run.defects),
+                    "as it starts": AnomalyEmbedding(sd, run.defects, seed=0).requires_grad_(False)}
+        table(["embedding", "defect", "share of the way in colour", "with each noise"],
+              [[name, *demo_row(sd, run, defect, learner)] for name, learner in learners.items()
+               for defect in run.defects])
+        table(["defect", "masks", "number", "empty", "area", "elongation", "parts", "alike", "new"],
+              mask_rows(sd, run))

@@ -35,8 +35,8 @@ class Segmenter(nn.Module):
 
 
 def _pictures(seed: int, count: int) -> tuple[Tensor, Tensor, list[str]]:
-    """Drawn photographs (n, 3, 64, 64), masks (n, 64, 64) and captions; mask pictures are left out."""
-    drawn = [p for p in (draw_picture(seed, i, SIDE) for i in range(count)) if "mask" not in p.caption]
+    """Drawn photographs (n, 3, 64, 64), masks (n, 64, 64) and captions; captioned mask pictures are left out."""
+    drawn = [p for p in (draw_picture(seed, i, SIDE) for i in range(count)) if "photo of mask" not in p.caption]
     return (to_float(np.stack([p.image for p in drawn])),
             torch.from_numpy(np.stack([p.mask for p in drawn])).float(), [p.caption for p in drawn])
 

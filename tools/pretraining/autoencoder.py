@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from anomaly.embedding import seed_of
 from ldm.config import VAEConfig
 from ldm.vae import VAE
 from pretraining.pictures import PictureSet
@@ -60,7 +61,7 @@ def reconstruction_loss(out: Tensor, image: Tensor, mask: Tensor) -> Tensor:
 def train_step(vae: VAE, stage: Stage, pictures: PictureSet, seed: int, steps: int, device: str) -> float:
     """One step of the optimizer -> its loss."""
     image, mask = (x.to(device) for x in batch(pictures, seed, stage.step, steps))
-    noise = torch.Generator().manual_seed(stage.step)
+    noise = torch.Generator().manual_seed(seed_of(seed, 1, stage.step))
     with half_precision(device):
         mean, std = vae.encode(image)
         z = mean + std * torch.randn(mean.shape, generator=noise).to(device)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from anomaly.embedding import seed_of
 from ldm.config import ScheduleConfig, TextConfig, UNetConfig
 from ldm.schedule import Schedule
 from ldm.text_encoder import TextEncoder
@@ -45,17 +46,19 @@ def initialise(unet: UNet, text_encoder: TextEncoder) -> None:
 
 
 @torch.no_grad()
-def settle_unseen_words(text_encoder: TextEncoder, ids: Tensor) -> None:
+def settle_unseen_words(text_encoder: TextEncoder, ids: Tensor, words: list[int]) -> None:
     """Draw the vectors of tokens that no caption has from the distribution of those that captions have.
 
     Training leaves them at their small initial size, and they are most of the table: its mean and its rms, which
-    textual inversion starts from, would not be a word's.
+    textual inversion starts from, would not be a word's. Whole words that no caption has (the unseen kind's name)
+    get the mean itself: they mean nothing.
     """
     table, seen = text_encoder.word_table, ids.unique()
     std, mean = torch.std_mean(table[seen], dim=0)
     unseen = torch.ones(len(table), dtype=torch.bool)
     unseen[seen] = False
     noise = torch.randn(table.shape, generator=torch.Generator().manual_seed(0))
+    noise[words] = 0
     table[unseen] = (mean + std * noise.to(table))[unseen]
 
 
@@ -85,7 +88,7 @@ def train_step(unet: UNet, text_encoder: TextEncoder, stage: Stage, data: Encode
                device: str) -> float:
     """One step of the optimizer -> its loss, the weighted mean square of v - v_hat."""
     schedule = Schedule(SCHEDULE)
-    rng = torch.Generator().manual_seed((seed << 40) + stage.step)
+    rng = torch.Generator().manual_seed(seed_of(seed, 2, stage.step))
     i = torch.randint(len(data.latents), (BATCH,), generator=rng)
     x_0 = data.latents[i].float()
     # Stratified: one timestep from each of BATCH parts, of equal shares of the draws.

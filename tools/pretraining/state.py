@@ -41,7 +41,7 @@ class Stage:
         self.averages = {k: v.detach().clone() for k, v in self.modules.state_dict().items()}
         self.step = 0
         if path.exists():
-            found = torch.load(path, weights_only=True)
+            found = torch.load(path, weights_only=True, map_location=next(self.modules.parameters()).device)
             self.modules.load_state_dict(found["modules"])
             self.optimizer.load_state_dict(found["optimizer"])
             self.averages, self.step = found["averages"], found["step"]
