@@ -69,7 +69,8 @@ def test_its_vae_reconstructs_pictures_it_has_not_seen(tiny, tmp_path):
     unseen = subset(drawn, [i for i in range(48) if not is_mask_picture(drawn.images[i], drawn.masks[i])])
     found = quality(tiny.vae, unseen, "cpu")
     assert found["PSNR"] >= 31 and found["PSNR in masks"] >= 25 and found["colour error"] <= 0.02
-    deviations = encode_all(tiny.vae, unseen.images, "cpu").float().std(dim=(0, 2, 3))
+    # Of all pictures, as the U-Net is trained on them: white masks lie far out in one channel.
+    deviations = encode_all(tiny.vae, drawn.images, "cpu").float().std(dim=(0, 2, 3))
     assert float((deviations - 1).abs().max()) < 0.15
 
 

@@ -106,7 +106,9 @@ def write_checkpoint(folder: Path, unet: UNet, vae: VAE, text_encoder: TextEncod
     merges, pixels = caption_merges(), unet.config.sample_size * vae.config.factor
     texts = {"unet/config.json": _unet_json(unet.config), "vae/config.json": _vae_json(vae.config, pixels),
              "text_encoder/config.json": _text_json(text), "scheduler/scheduler_config.json": _scheduler_json(schedule),
-             "tokenizer/vocab.json": vocabulary(merges), "model_index.json": INDEX}
+             "tokenizer/vocab.json": vocabulary(merges), "model_index.json": INDEX,
+             "tokenizer/tokenizer_config.json": {"tokenizer_class": "CLIPTokenizer",
+                                                 "model_max_length": text.context_length}}
     for name, content in texts.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
