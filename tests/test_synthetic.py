@@ -98,19 +98,30 @@ def test_a_tenth_or_so_are_masks_and_half_the_defects_are_close(pictures):
     assert all(p.caption == "" or p.caption.startswith("a photo of mask with ") for p in masks)
     extents = [extent(p.mask)[2] for p in drawn]
     assert 0.4 <= np.mean([0.45 <= e <= 0.9 for e in extents]) <= 0.65
+    words = [word for p in pictures for word in p.caption.split()]
+    assert 1.5 <= words.count("nut") / words.count("tile") <= 3
+
+
+def test_a_close_mask_is_framed_as_the_mask_model_frames_it(pictures):
+    huge = [p.mask for p in pictures if "mask with huge" in p.caption]
+    assert len(huge) > 10
+    # 1 / 1.25 of a picture of 64 px; less where the frame's edge is in the way, or it is an object's.
+    sides = np.array([64 * extent(m)[2] for m in huge])
+    assert np.mean(np.abs(sides - 51.2) < 2.5) > 0.8
 
 
 def test_captions_say_what_is_there(pictures):
     checked = 0
     for picture in pictures:
         words = picture.caption.split()
-        assert set(words) <= {"a", "photo", "of", "with", "mask", "small", "large", "top", "bottom", "left", "right",
+        assert set(words) <= {"a", "photo", "of", "with", "mask", "small", "large", "huge", "top", "bottom", "left", "right",
                               "center", "red", "blue", "green", "black", *PRODUCTS, *DEFECTS}
         if not {"top", "bottom"} & set(words):
             continue
         rows, columns = np.nonzero(picture.mask)
         assert ("top" in words) == (rows.mean() < 31.5) and ("left" in words) == (columns.mean() < 31.5)
-        assert ("large" in words) == (extent(picture.mask)[2] > 0.36)
+        longer = extent(picture.mask)[2]
+        assert ("large" in words) == (0.36 < longer <= 0.6) and ("huge" in words) == (longer > 0.6)
         checked += 1
     assert checked > 200
 
@@ -128,7 +139,7 @@ def test_a_close_up_holds_the_whole_mask_and_stays_in_the_frame():
     for seed in range(40):
         mask = scene("tile", "stain", seed).mask(WHOLE)
         x, y, longer = extent(mask)
-        view = close_up(rng, mask, 32)
+        view = close_up(mask, 32, rng.uniform(1.15, 2.0), rng.uniform(-0.5, 0.5, 2))
         rows, columns = np.nonzero(mask)
         assert view.left >= 0 and view.top >= 0 and max(view.left, view.top) + view.side <= 1 + 1e-9
         assert view.left <= columns.min() / 64 + 1e-9 and (columns.max() + 1) / 64 <= view.left + view.side + 1e-9

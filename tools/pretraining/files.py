@@ -20,7 +20,7 @@ Merges = list[tuple[str, str]]
 
 def caption_words() -> list[str]:
     """Every word of the captions, and the names a user of the demo may write."""
-    return [*"a photo of with mask small large center top bottom left right".split(), *PRODUCTS, *DEFECTS, *STAINS]
+    return [*"a photo of with mask small large center top bottom left right".split(), *PRODUCTS, *DEFECTS, *STAINS, "huge"]
 
 
 def _split(word: str, merges: Merges) -> list[str]:

@@ -12,14 +12,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from anomaly.crop import MARGIN
 from anomaly.output.synthetic.defects import DEFECTS, STAINS, Defect
 from anomaly.output.synthetic.fields import Array, Noise, View
-from anomaly.output.synthetic.products import PRODUCTS, Product
+from anomaly.output.synthetic.products import OBJECTS, PRODUCTS, Product
 
 HELD_OUT = {("leather", "glue"), ("metal", "stain"), ("pill", "crack")}
 UNSEEN = "burn"
 SIZES = (0.07, 0.22)    # of a defect, about half its extent, in frames; log-uniform
-LARGE = 0.36            # "large" if its longer side is above this share of the picture
+LARGE, HUGE = 0.36, 0.6 # "large" if its longer side is above this share of the picture, "huge" above that: a crop
 SIDE, MIDDLE = 0.08, 0.10   # centroid this far from the centre in x and y: a corner's words; nearer: "center"
 NORMAL, MASKS, CLOSE = 0.20, 0.13, 0.5      # shares: of normals and masks among all; of crops among the defects
 CLOSE_UP = (1.15, 2.0)  # side of a crop over the longer side of the mask
@@ -80,12 +81,14 @@ def extent(mask: Array) -> tuple[float, float, float]:
             (max(columns[-1] - columns[0], rows[-1] - rows[0]) + 1) / n)
 
 
-def close_up(rng: np.random.Generator, mask: Array, pixels: int) -> View:
-    """A window round a mask of the whole frame, somewhere in which the mask's box lies whole."""
+def close_up(mask: Array, pixels: int, margin: float, shift: Array) -> View:
+    """A window of margin times the longer side of a mask's box, in which the box lies whole; inside the frame.
+
+    shift (x, y) from -0.5 to 0.5: from the box at the window's right and bottom to the left and top; 0: amid.
+    """
     x, y, longer = extent(mask)
-    side = min(1.0, longer * rng.uniform(*CLOSE_UP))
-    jitter = rng.uniform(-0.5, 0.5, 2) * (side - longer)
-    left, top = np.clip(np.array([x, y]) + jitter - side / 2, 0, 1 - side)
+    side = min(1.0, longer * margin)
+    left, top = np.clip(np.array([x, y]) + shift * (side - longer) - side / 2, 0, 1 - side)
     return View(float(left), float(top), float(side), pixels)
 
 
@@ -102,7 +105,8 @@ def place(mask: Array) -> str:
 
 def describe(product: str, defect: str, tint: str, mask: Array, where: bool = True) -> str:
     """The caption of a picture with a defect."""
-    size = "large" if extent(mask)[2] > LARGE else "small"
+    longer = extent(mask)[2]
+    size = "huge" if longer > HUGE else "large" if longer > LARGE else "small"
     words = ["a photo of", product, "with", size, tint, defect, place(mask) if where else ""]
     return " ".join(word for word in words if word)
 
@@ -121,19 +125,27 @@ def pairs() -> list[tuple[str, str]]:
     return [(p, d) for p in PRODUCTS for d in DEFECTS if d != UNSEEN and (p, d) not in HELD_OUT]
 
 
+# An object's shape takes longer to learn than a texture: objects are drawn twice as often.
+OFTEN = [*PRODUCTS, *OBJECTS]
+KNOWN = [pair for product in OFTEN for pair in pairs() if pair[0] == product]
+
+
 def draw_picture(seed: int, number: int, pixels: int) -> Picture:
     """Picture `number` of the pretraining set of a seed."""
     rng = np.random.default_rng([seed, number])
     kind, words = rng.uniform(), rng.uniform()
     if kind < NORMAL:
-        product = str(rng.choice(list(PRODUCTS)))
+        product = str(rng.choice(OFTEN))
         image, mask = draw_scene(rng, product, None).render(View(0.0, 0.0, 1.0, pixels))
         return Picture(image, mask, "" if words < NO_WORDS else f"a photo of {product}")
-    product, defect = pairs()[rng.integers(len(pairs()))]
+    product, defect = KNOWN[rng.integers(len(KNOWN))]
     scene = draw_scene(rng, product, defect)
     view, whole = View(0.0, 0.0, 1.0, pixels), scene.mask(WHOLE)
     if rng.uniform() < CLOSE and whole.any():
-        view = close_up(rng, whole, pixels)
+        margin, shift = rng.uniform(*CLOSE_UP), rng.uniform(-0.5, 0.5, 2)
+        if kind < NORMAL + MASKS:       # as the mask model frames the masks it learns
+            margin, shift = MARGIN, np.zeros(2)
+        view = close_up(whole, pixels, margin, shift)
     image, mask = scene.render(view)
     if not mask.any():      # a thin defect between the pixels, or beside an object's edge
         return draw_picture(seed, number + (1 << 32), pixels)

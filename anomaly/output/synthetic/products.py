@@ -168,3 +168,4 @@ def pill(rng: np.random.Generator) -> Product:
 
 PRODUCTS: dict[str, Callable[[np.random.Generator], Product]] = {
     f.__name__: f for f in (metal, wood, fabric, leather, tile, plastic, nut, pill)}
+OBJECTS = ("nut", "pill")       # a shape on a background; the others fill the picture
