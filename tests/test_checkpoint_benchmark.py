@@ -74,17 +74,9 @@ def test_the_quadrant_is_that_of_the_centre_of_what_the_segmenter_marks(corner):
     assert segmenter.quadrants(net, picture) == [corner, ""]
 
 
-def test_scenes_with_and_without_the_defect_differ_under_the_mask_only(monkeypatch):
-    monkeypatch.setattr(checkpoint, "IMAGES", 2)
-    for a, b in zip(*checkpoint.scenes("leather", "glue", 128, FACTOR)):
-        moved = (a.image - b.image).abs().amax(dim=0)
-        assert torch.equal(a.cells, b.cells)
-        assert float(moved[a.mask].mean()) > 0.2 and float(moved[~a.mask].mean()) < 0.02
-
-
 def test_the_whole_benchmark_in_little(monkeypatch, capsys):
     for module, values in (
-            (checkpoint, {"UNSEEN": 24, "IMAGES": 2, "SEEDS": 1, "MASKS": 4, "STEPS": 2, "BATCH": 4}),
+            (checkpoint, {"UNSEEN": 24, "IMAGES": 2, "SEEDS": 1, "MASKS": 4, "STEPS": 2}),
             (segmenter, {"STEPS": 2, "BATCH": 2, "PICTURES": 24}),
             (demo, {"DEFECTIVE": 6, "NORMALS": 1}), (checkpoint.train_embed, {"VIEWS": 4})):
         for name, value in values.items():

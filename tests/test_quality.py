@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from anomaly.output.quality import colour_share, elongation, mean_colour, overlap
+from anomaly.output.quality import (colour_share, contrast_energy, diversity, elongation, fill, histogram_distance,
+                                    histogram_share, leak, mean_colour, overlap, perimeter, ring)
 
 
 def disc(radius, size=65, stretch=1.0, shift=(0, 0)):
@@ -34,6 +35,86 @@ def test_the_share_of_a_mixture_is_its_share(way):
     assert torch.allclose(1 - to_go / whole, torch.full((2,), 1 - abs(1 - way)), atol=1e-5)
 
 
+def squares(*boxes, size=64):
+    masks = torch.zeros((len(boxes), size, size), dtype=torch.bool)
+    for mask, (top, left, bottom, right) in zip(masks, boxes):
+        mask[top:bottom, left:right] = True
+    return masks
+
+
+def noise(*shape, seed=0):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2 - 1
+
+
+def test_the_distance_of_histograms_is_the_earth_movers():
+    from scipy.stats import wasserstein_distance
+    a, b, masks = noise(2, 3, 64, 64), noise(2, 3, 64, 64, seed=1) ** 3, squares((3, 5, 20, 40), (60, 60, 61, 61))
+    expected = [np.mean([wasserstein_distance(p[c][m], q[c][m]) for c in range(3)]) for p, q, m in zip(a, b, masks)]
+    assert np.allclose(histogram_distance(a, b, masks), expected)
+    # The same pixels elsewhere in the mask are the same histogram, though not the same picture.
+    turned = a.clone()
+    turned[0, :, 3:20, 5:40] = a[0, :, 3:20, 5:40].flip(1, 2)
+    assert histogram_distance(a, turned, masks)[0] == 0 and not torch.equal(a, turned)
+
+
+@pytest.mark.parametrize("way", [0.0, 0.4, 1.0])
+def test_the_histograms_share_of_a_shift_is_its_share(way):
+    normal, masks = 0.2 * noise(2, 3, 64, 64), squares((3, 5, 20, 40), (0, 0, 64, 10))
+    to_go, whole = histogram_share(normal + way * 0.5, normal, normal + 0.5, masks)
+    assert torch.allclose(1 - to_go / whole, torch.full((2,), way, dtype=torch.float64))
+
+
+def test_fill_counts_the_pixels_that_changed_more_than_an_empty_prompt_changes_them():
+    normal, masks = noise(2, 3, 64, 64), squares((0, 0, 20, 20), (10, 10, 30, 50))
+    nothing = normal + 0.1 * noise(2, 1, 64, 64, seed=1)
+    assert fill(normal, normal, nothing, masks).tolist() == [0, 0]
+    assert torch.allclose(fill(nothing, normal, nothing, masks), torch.full((2,), 0.05, dtype=torch.float64), atol=0.01)
+    half = normal.clone()
+    half[:, :, :, :20] += 0.11
+    assert fill(half, normal, nothing, masks).tolist() == [1, 0.25]
+    # Flat pictures: nothing changes, and then any change is one.
+    flat = torch.zeros(2, 3, 64, 64)
+    assert fill(flat, flat, flat, masks).tolist() == [0, 0] and fill(flat + 1e-3, flat, flat, masks).tolist() == [1, 1]
+
+
+def test_the_ring_is_as_wide_as_said_and_stops_at_the_picture():
+    masks = squares((20, 20, 30, 30), (0, 0, 10, 64))
+    assert ring(masks)[0].sum() == 18 * 18 - 100 and not (ring(masks) & masks).any()
+    assert torch.equal(ring(masks)[1], squares((10, 0, 14, 64))[0])
+
+
+@pytest.mark.parametrize("height", [0.0, 0.1, 0.8])
+def test_the_energy_of_contrast_is_the_squared_step_whatever_the_grain(height):
+    masks = squares((20, 20, 40, 40), (0, 0, 10, 64))
+    flat = 0.3 + height * masks[:, None].double().expand(-1, 3, -1, -1)
+    assert torch.allclose(contrast_energy(flat, masks), torch.full((2,), height ** 2, dtype=torch.float64))
+    grainy = flat + 0.1 * noise(2, 3, 64, 64)
+    assert torch.allclose(contrast_energy(grainy, masks), torch.full((2,), height ** 2, dtype=torch.float64), atol=0.01)
+
+
+def test_a_defect_that_is_light_and_dark_has_contrast():
+    masks = squares((20, 20, 40, 40))
+    line = torch.zeros(1, 3, 64, 64)
+    line[:, :, 20:30, 20:40], line[:, :, 30:40, 20:40] = 0.5, -0.5
+    assert contrast_energy(line, masks).item() == pytest.approx(0.25)
+    assert mean_colour(line, masks).abs().max() == 0
+
+
+def test_leak_is_the_change_outside_and_nothing_of_the_inside():
+    normal, masks = noise(2, 3, 64, 64), squares((20, 20, 40, 40), (0, 0, 32, 64))
+    painted = normal + 0.7 * masks[:, None]
+    assert leak(painted, normal, masks).tolist() == [0, 0]
+    painted[1, :, 32:48] -= 0.2
+    assert leak(painted, normal, masks)[1].item() == pytest.approx(0.1)
+
+
+def test_diversity_is_the_mean_difference_of_all_pairs_inside():
+    masks = squares((20, 20, 40, 40), (0, 0, 32, 64))
+    paintings = [torch.full((2, 3, 64, 64), value) for value in (0.0, 0.3, 0.9)]
+    paintings[0][0, :, 0:10] = 5        # outside
+    assert diversity(paintings, masks).tolist() == pytest.approx([0.6, 0.6])
+
+
 def test_elongation_is_the_ratio_of_an_ellipses_axes_and_one_for_points():
     assert elongation(disc(20)) == pytest.approx(1, abs=0.01)
     ellipse = disc(16.5, 129, stretch=3.0)
@@ -59,3 +140,11 @@ def test_overlap_is_that_of_the_best_shift():
             fixed = np.pad(a, 6)
             best = max(best, (moved & fixed).sum() / (moved | fixed).sum())
     assert overlap(a, b) == pytest.approx(best)
+
+
+def test_the_perimeter_counts_sides():
+    mask = np.zeros((5, 5), dtype=bool)
+    mask[1:3, 0:4] = True
+    assert perimeter(mask) == 12
+    mask[1, 1] = False          # a notch adds its two flanks
+    assert perimeter(mask) == 14

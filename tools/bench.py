@@ -2,11 +2,13 @@
 
     python tools/bench.py parity      every part against diffusers and transformers at full size; loading
     python tools/bench.py checkpoint  what the embedded checkpoint can do
+    python tools/bench.py method      which parts of the method help; the same line goes on where it was
 """
 
 import argparse
 import sys
 from importlib import import_module
+from pathlib import Path
 
 from anomaly.output.console import Parser, run_tool
 
@@ -14,16 +16,25 @@ from anomaly.output.console import Parser, run_tool
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Which benchmark."""
     parser = Parser("bench.py", "Measure, and print the tables of the README.")
-    parser.add_argument("benchmark", choices=["parity", "checkpoint"], help="parity: every part of Stable Diffusion "
-                        "against diffusers and transformers, 16 GiB of memory, 20 GB of disk; checkpoint: what the "
-                        "embedded one can do")
-    return parser.parse_args(argv)
+    parser.add_argument("benchmark", choices=["parity", "checkpoint", "method"], help="parity: every part of Stable "
+                        "Diffusion against diffusers and transformers, 16 GiB of memory, 20 GB of disk; checkpoint: "
+                        "what the embedded one can do; method: which parts of the method help")
+    parser.add_argument("--quick", action="store_true", help="method: on a tenth of the scenes")
+    parser.add_argument("--out", type=Path, help="method: the folder that keeps the rows (default: runs/method)")
+    args = parser.parse_args(argv)
+    if args.benchmark != "method" and (args.quick or args.out):
+        parser.error(f"--quick and --out belong to method, not {args.benchmark}")
+    return args
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the benchmark; its tables go to stdout."""
-    name = parse_args(argv).benchmark
-    import_module(f"benchmarks.{name}").main()      # not above: its packages are needed by no other tool
+    args = parse_args(argv)
+    benchmark = import_module(f"benchmarks.{args.benchmark}")   # not above: its packages are needed by no other tool
+    if args.benchmark == "method":
+        benchmark.main(args.out or Path("runs/method"), args.quick)
+    else:
+        benchmark.main()
 
 
 if __name__ == "__main__":

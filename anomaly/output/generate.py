@@ -143,13 +143,21 @@ def learned_masks(sd: StableDiffusion, e_m: Tensor, defect: Defect, stamps: list
 
 
 @torch.no_grad()
-def paint_crops(sd: StableDiffusion, learner: AnomalyEmbedding, stem: str, crops: list[Cropped], noise: Tensor,
+def context_of(sd: StableDiffusion, learner: AnomalyEmbedding, stem: str, crops: list[Cropped]) -> Tensor:
+    """The learned defect at the masks of the crops, (b, L, d)."""
+    vectors = learner(stem, torch.stack([c.mask for c in crops]).to(sd.device))
+    return learned_context(sd, torch.cat(list(vectors.values()), dim=1))
+
+
+@torch.no_grad()
+def paint_crops(sd: StableDiffusion, crops: list[Cropped], context: Tensor, noise: Tensor,
                 settings: Settings) -> Tensor:
-    """Normal photographs in their crops, noise (b, 4, h, w) -> the defect painted, (b, 3, size, size) in [-1, 1]."""
+    """What context (b, L, d) says, painted into normal photographs in their crops: (b, 3, size, size) in [-1, 1].
+
+    noise: (b, 4, h, w).
+    """
     y_0, _ = sd.vae.encode(torch.stack([c.image for c in crops]).to(sd.device))
     m = torch.stack([c.cells for c in crops]).float().to(sd.device)
-    vectors = learner(stem, torch.stack([c.mask for c in crops]).to(sd.device))
-    context = learned_context(sd, torch.cat(list(vectors.values()), dim=1))
     *_, last = blended_ddim(sd, y_0, m, noise.to(sd.device), context, settings.guidance, settings.steps,
                             settings.to_rgb, settings.weigh)
     return sd.vae.decode(last.x)
@@ -162,9 +170,10 @@ def paint(sd: StableDiffusion, learner: AnomalyEmbedding, defect: Defect, plans:
     crops: list[Crop] = [defect_crop(t.mask, settings.size) for t in targets]
     views = [take(p, t.mask, c, settings.size, sd.vae.config.factor)
              for p, t, c in zip(photographs, targets, crops)]
+    context = context_of(sd, learner, defect.stem, views)
     noise = torch.from_numpy(np.stack([p.noise for p in plans]))
     done = []
-    for i, picture in enumerate(paint_crops(sd, learner, defect.stem, views, noise, settings)):
+    for i, picture in enumerate(paint_crops(sd, views, context, noise, settings)):
         image = composite(photographs[i], targets[i].mask, crops[i], picture)
         done.append(Painted(plans[i], targets[i], image, change(photographs[i], image, targets[i].mask)))
     return done

@@ -7,7 +7,7 @@ from anomaly.crop import Cropped, defect_crop, take
 from anomaly.dataset import Defect, read_example
 from anomaly.embedding import AnomalyEmbedding, MaskEmbedding
 from anomaly.mask_model import sample_masks
-from anomaly.output.generate import Settings, paint_crops
+from anomaly.output.generate import Settings, context_of, paint_crops
 from anomaly.output.sheets import mask_pixels, to_pixels
 from ldm.model import StableDiffusion
 
@@ -27,8 +27,8 @@ def preview_row(sd: StableDiffusion, defect: Defect, learner: AnomalyEmbedding,
     views = training_views(defect, settings.size, sd.vae.config.factor)[:SHOWN]
     shape = (SHOWN, sd.unet.config.latent_channels, *views[0].cells.shape)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    pictures = []
-    for view, painted in zip(views, paint_crops(sd, learner, defect.stem, views, noise[:len(views)], settings)):
+    context, pictures = context_of(sd, learner, defect.stem, views), []
+    for view, painted in zip(views, paint_crops(sd, views, context, noise[:len(views)], settings)):
         pictures += [to_pixels(view.image), to_pixels(painted)]
     if masks is not None:
         drawn = sample_masks(sd, masks.e_m[defect.stem], noise.to(sd.device), settings.steps)

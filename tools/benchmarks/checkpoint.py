@@ -7,7 +7,6 @@ learned and painted with the tools' defaults, against the real ones; generated m
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from zlib import crc32
 
@@ -17,13 +16,13 @@ from scipy.stats import ks_2samp
 from torch import Tensor
 
 import train_embed
-from anomaly.crop import Crop, Cropped, cut, defect_crop, take, to_image
+from anomaly.crop import Crop, cut, to_image
 from anomaly.dataset import Defect, image_files, read_example, read_photograph
 from anomaly.embedding import AnomalyEmbedding
 from anomaly.mask_model import mask_picture, parts, sample_masks
 from anomaly.output import run as runs
 from anomaly.output.console import Progress
-from anomaly.output.generate import Settings, paint_crops
+from anomaly.output.generate import Settings, context_of, paint_crops
 from anomaly.output.quality import colour_share, elongation, overlap
 from anomaly.output.synthetic.defects import THIN
 from anomaly.output.synthetic.demo import FRAME
@@ -31,7 +30,9 @@ from anomaly.output.synthetic.pictures import draw_scene, pairs
 from anomaly.output.synthetic.products import PRODUCTS
 from anomaly.reweight import paper
 from anomaly.sampler import GUIDANCE_SCALE, STEPS, Guidance, ddim
+from benchmarks.material import BATCH, material
 from benchmarks.segmenter import accuracy, quadrants, train_segmenter
+from benchmarks.tables import table
 from ldm.model import StableDiffusion
 from pretraining.autoencoder import encode_all, quality
 from pretraining.pictures import PictureSet, picture_set
@@ -39,18 +40,11 @@ from sample import load_learner
 from weights import load
 
 UNSEEN, SEED = 500, 1 << 30         # pictures that no training has seen
-IMAGES, SEEDS, BATCH = 32, 3, 16    # painted a defect; their noises; how many at a time
+IMAGES, SEEDS = 32, 3               # painted a defect; their noises
 MASKS = 200                         # drawn a defect
 LIKE, COPY = 0.1, 0.9               # a mask distance above the training masks' own; an overlap that is a copy
 CORNERS = ("top left", "top right", "bottom left", "bottom right")
 OPPOSITE = dict(zip(CORNERS, reversed(CORNERS)))
-
-
-def table(columns: list[str], rows: list[list[str]]) -> None:
-    """A markdown table on stdout."""
-    print(f"\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
-    for row in rows:
-        print(f"| {' | '.join(row)} |", flush=True)
 
 
 def photographs(folder: Path, pixels: int) -> PictureSet:
@@ -137,44 +131,23 @@ def wrong_places(sd: StableDiffusion, unseen: PictureSet) -> tuple[float, float]
     return float(difference.mean()), float(difference.std() / len(some) ** 0.5)
 
 
-def scenes(product: str, defect: str, size: int, factor: int) -> tuple[list[Cropped], list[Cropped]]:
-    """Crops of new scenes without and with the defect; the tools have not seen them."""
-    rng = np.random.default_rng(crc32(f"checkpoint/{product}/{defect}".encode()))
-    normal, real = [], []
-    while len(real) < IMAGES:
-        scene = draw_scene(rng, product, defect)
-        image, mask = scene.render(FRAME)
-        crop = defect_crop(mask, size)
-        real.append(take(image, mask, crop, size, factor))
-        normal.append(take(replace(scene, defect=None).render(FRAME)[0], mask, crop, size, factor))
-    return normal, real
-
-
-@torch.no_grad()
-def through_vae(sd: StableDiffusion, crops: list[Cropped]) -> Tensor:
-    """The crops' pictures, encoded and decoded."""
-    images = torch.stack([c.image for c in crops]).to(sd.device)
-    return torch.cat([sd.vae.decode(sd.vae.encode(x)[0]) for x in images.split(BATCH)])
-
-
 def demo_row(sd: StableDiffusion, run: runs.Run, defect: Defect, learner: AnomalyEmbedding) -> list[str]:
     """Share of the way to the real defect in mean colour, with the tools' defaults."""
-    normal, real = scenes(defect.object, defect.name, run.config["size"], sd.vae.config.factor)
+    scene = material(sd, "checkpoint", defect.object, defect.name, IMAGES, run.config["size"])
     settings = Settings(run.config["size"], STEPS, Guidance(GUIDANCE_SCALE, sd.context("")),
                         runs.load_module(run, "latent_to_rgb")["latent_to_rgb"], paper)
-    masks = torch.stack([c.mask for c in normal])
-    ends = through_vae(sd, normal), through_vae(sd, real)
     shares = []
     with Progress(f"painting {defect.key}", IMAGES * SEEDS) as progress:
         for seed in range(SEEDS):
-            noise = torch.randn((IMAGES, 4, *normal[0].cells.shape), generator=torch.Generator().manual_seed(seed))
+            noise = torch.randn((IMAGES, 4, *scene.cells.shape[1:]), generator=torch.Generator().manual_seed(seed))
             painted = []
             for i in range(0, IMAGES, BATCH):
-                painted.append(paint_crops(sd, learner, defect.stem, normal[i:i + BATCH], noise[i:i + BATCH],
+                crops = scene.normal[i:i + BATCH]
+                painted.append(paint_crops(sd, crops, context_of(sd, learner, defect.stem, crops), noise[i:i + BATCH],
                                            settings))
                 for _ in painted[-1]:
                     progress.step()
-            to_go, whole = colour_share(torch.cat(painted), *ends, masks)
+            to_go, whole = colour_share(torch.cat(painted), scene.normal_seen, scene.real_seen, scene.masks)
             shares.append(float(1 - to_go.mean() / whole.mean()))
     return [defect.key, f"{np.mean(shares):.2f}", " ".join(f"{share:.2f}" for share in shares)]
 

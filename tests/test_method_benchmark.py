@@ -1,0 +1,88 @@
+"""What bench.py method compares with, its statistics on cases with a known answer, and the whole of it in little."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import bootstrap
+
+from anomaly.output.synthetic import demo
+from benchmarks import location, material, method, painting
+from benchmarks.tables import contrast_ratio, interval, paired, share
+from weights import load
+
+
+@pytest.fixture(scope="module")
+def sd():
+    return load("tiny")
+
+
+@pytest.mark.parametrize("shape", ["own", "branched"])
+def test_scenes_with_and_without_the_defect_differ_under_the_mask_only(sd, shape):
+    scene = material.material(sd, "test", "leather", "glue", 2, 128, shape)
+    for a, b in zip(scene.normal, scene.real):
+        moved = (a.image - b.image).abs().amax(dim=0)
+        assert torch.equal(a.cells, b.cells)
+        assert float(moved[a.mask].mean()) > 0.2 and float(moved[~a.mask].mean()) < 0.02
+
+
+def test_scenes_of_two_labels_are_not_the_same(sd):
+    a, b = (material.material(sd, label, "leather", "glue", 1, 128) for label in ("tune", "report"))
+    assert not torch.equal(a.masks, b.masks)
+
+
+def test_the_real_defect_is_at_one_and_the_normal_surface_at_nothing(sd):
+    scene = material.material(sd, "test", "leather", "glue", 3, 128)
+    for painted, goal in ((scene.real_seen, 1), (scene.normal_seen, 0)):
+        n = material.measure(painted, scene.normal_seen + 0.01, scene)
+        assert share(np.mean(n["colour"]), np.mean(n["whole colour"])) == goal
+        assert share(np.mean(n["histogram"]), np.mean(n["whole histogram"])) == goal
+        if goal:
+            assert n["fill"] == n["real fill"] and n["contrast"] == n["real contrast"] and min(n["fill"]) > 0.8
+        else:
+            assert n["fill"] == [0, 0, 0] and contrast_ratio(np.mean(n["contrast"]), np.mean(n["real contrast"])) < 0.2
+
+
+def test_the_interval_is_scipys_percentile_bootstrap():
+    values = np.random.default_rng(0).gamma(2, size=40)
+    middle, low, high = interval(np.asarray, list(values))
+    expected = bootstrap((values,), np.mean, n_resamples=20_000, method="percentile", rng=0).confidence_interval
+    assert middle == pytest.approx(values.mean())
+    assert (low, high) == pytest.approx((expected.low, expected.high), abs=0.04)
+
+
+def test_the_interval_of_a_ratio_draws_the_same_pictures_above_and_below():
+    whole = list(np.random.default_rng(0).uniform(0.1, 5, 20))
+    assert interval(share, [0.25 * w for w in whole], whole) == pytest.approx((0.75, 0.75, 0.75))
+
+
+def test_a_paired_difference_has_its_standard_error():
+    assert paired(np.array([1.0, 2.0, 3.0])) == f"+2.000 +- {1 / 3 ** 0.5:.3f}"
+
+
+def test_the_whole_benchmark_in_little(monkeypatch, tmp_path, capsys):
+    scale = method.Scale(main=(4, 2), single=(2, 1), defaults=(2, 1), learning=1)
+    for module, values in ((method, {"QUICK": scale, "ADAPTED": [(2.0, 0.5)], "STEPS": 3, "SHOWN": (1,)}),
+                           (painting, {"GAINS": (1.0, 2.0)}), (location, {"TIMES": (500,), "STEPS": 3}),
+                           (demo, {"DEMO": (("wood", "burn"),), "DEFECTIVE": 6, "NORMALS": 2}), (painting.train_embed, {"VIEWS": 4})):
+        for name, value in values.items():
+            monkeypatch.setattr(module, name, value)
+    paint, painted = painting.paint_crops, []
+
+    def paint_in_two_steps(*args):
+        painted.append(args)
+        return paint(*args[:-1], replace(args[-1], steps=2))
+    monkeypatch.setattr(painting, "paint_crops", paint_in_two_steps)
+    method.main(tmp_path, quick=True)
+    first, count = capsys.readouterr().out, len(painted)
+    assert "nan" not in first and (tmp_path / "weight_maps.png").exists()
+    for line in ("| the real defect | wood/burn | 1.00 (1.00 to 1.00) |", "| words only | wood/burn |",
+                 "| paper, gain of the defect | wood/burn |", "| the tools' defaults | wood/burn |",
+                 "| wood/burn | branched | irregular |", "| wood/burn | background 0.3 |"):
+        assert line in first
+    kept = json.loads((tmp_path / "method.json").read_text())
+    assert {len(values) for row in kept.values() if isinstance(row, dict) for values in row.values()} == {2, 4}
+    method.main(tmp_path, quick=True)           # the rows are read; only what they are compared with is painted
+    assert capsys.readouterr().out == first and len(painted) - count < count / 8

@@ -1,0 +1,63 @@
+"""What the spatial embedding knows of the place."""
+
+import torch
+from torch import Tensor
+
+from anomaly.dataset import Defect
+from anomaly.prompt import learned_context
+from anomaly.sampler import GUIDANCE_SCALE, STEPS, Guidance, guided
+from anomaly.train import masked_losses
+from benchmarks.material import BATCH, encoded
+from benchmarks.painting import Bench, Numbers
+from ldm.model import StableDiffusion
+
+TIMES = (100, 300, 500, 700, 900)   # of the losses
+START = 700                         # timestep from which the unblended painting starts
+
+
+def unblended(sd: StableDiffusion, y_0: Tensor, noise: Tensor, context: Tensor) -> Tensor:
+    """DDIM from q(y_t) at t = START, where nothing holds the surroundings."""
+    pairs = [pair for pair in sd.schedule.timesteps(STEPS) if pair[0] <= START]
+    guidance = Guidance(GUIDANCE_SCALE, sd.context(""))
+    x_t = sd.schedule.q_sample(y_0, torch.full((len(y_0),), pairs[0][0]), noise)
+    for pair in pairs:
+        t, t_prev = (torch.full((len(y_0),), value) for value in pair)
+        out = guided(sd, x_t, t, context, guidance)
+        x_t = sd.schedule.ddim_step(sd.schedule.x0_hat(x_t, t, out), sd.schedule.eps_hat(x_t, t, out), t_prev)
+    return x_t
+
+
+@torch.no_grad()
+def location(bench: Bench, variant: str, defect: Defect) -> Numbers:
+    """Of each scene: the masked loss with e_s of the right mask, of its mirror image, of the next scene's mask.
+
+    The same t and noise in all three. And how much more an unblended painting changes the mask without its mirror
+    image than the mirror image without the mask, with e_s of the one and of the other.
+    """
+    key = f"location/{defect.key}/{variant}"
+    if key in bench.found:
+        return bench.found[key]
+    sd, (scene, _) = bench.sd, bench.material("report", defect, bench.scale.main[0])
+    learner, masks = bench.learners[variant], scene.masks
+    x_0, y_0 = encoded(sd, scene.real), encoded(sd, scene.normal)
+    eps = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0))
+    contexts = {name: learned_context(sd, torch.cat(list(learner(defect.stem, m).values()), dim=1))
+                for name, m in (("right", masks), ("mirrored", masks.flip(2)), ("another", masks.roll(1, 0)))}
+    numbers: Numbers = {}
+    for name, context in contexts.items():
+        losses = []
+        for time in TIMES:
+            t = torch.full((len(x_0),), time)
+            x_t, target = sd.schedule.q_sample(x_0, t, eps), sd.schedule.target(x_0, t, eps)
+            out = torch.cat([sd.unet(*part) for part in zip(*(x.split(BATCH) for x in (x_t, t, context)))])
+            losses.append(masked_losses(out, target, scene.cells))
+        numbers[f"loss, {name}"] = torch.stack(losses).mean(dim=0).tolist()
+    here, there = masks & ~masks.flip(2), masks.flip(2) & ~masks
+    for name in ("right", "mirrored"):
+        parts = zip(*(x.split(BATCH) for x in (y_0, eps, contexts[name])))
+        pictures = torch.cat([sd.vae.decode(unblended(sd, *part)) for part in parts])
+        change = (pictures - scene.normal_seen).abs().mean(dim=1)
+        inside, outside = ((change * m).sum(dim=(1, 2)) / m.sum(dim=(1, 2)).clamp_min(1) for m in (here, there))
+        numbers[f"change, {name}"] = (inside - outside).tolist()
+    bench.keep(key, numbers)
+    return numbers

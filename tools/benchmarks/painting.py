@@ -1,0 +1,213 @@
+"""Learning and painting for bench.py method: variants, rows, and what is kept of them on the disk."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import train_embed
+from anomaly.crop import defect_crop, take
+from anomaly.dataset import Defect, find_defects, first_third, image_files, read_example, read_photograph
+from anomaly.embedding import AnomalyEmbedding
+from anomaly.output.console import Progress
+from anomaly.output.files import replacing
+from anomaly.output.generate import Settings, context_of, paint_crops
+from anomaly.output.preview import training_views
+from anomaly.output.quality import contrast_energy, diversity
+from anomaly.output.synthetic.demo import demo_data
+from anomaly.reweight import latent_to_rgb
+from anomaly.sampler import GUIDANCE_SCALE, STEPS, Guidance
+from anomaly.train import Views, textual_inversion
+from benchmarks.material import BATCH, Material, material, measure, through_vae
+from ldm.model import StableDiffusion
+from weights import load
+
+Weigh = Callable[[Tensor, Tensor], Tensor]
+Numbers = dict[str, list[float]]            # of each scene
+
+GAINS = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0)     # tried when a defect's gain is calibrated
+NOTHING, CALIBRATION = 1 << 16, 1 << 17     # seeds apart from those of the rows
+WORDS = "words only"                        # a prompt in the place of anything learned
+
+
+class WithoutPlace(AnomalyEmbedding):
+    """e_a alone."""
+
+    def forward(self, stem: str, masks: Tensor) -> dict[str, Tensor]:
+        return {"e_a": self.e_a[stem].expand(len(masks), -1, -1)}
+
+    def rates(self, sd: StableDiffusion) -> list[dict]:
+        return super().rates(sd)[:1]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to learn."""
+
+    learner: type[AnomalyEmbedding] = AnomalyEmbedding
+    masked: bool = True
+    background: float = 0.0
+
+
+VARIANTS = {"learned": Variant(), "unmasked loss": Variant(masked=False), "without e_s": Variant(WithoutPlace),
+            "background 0.3": Variant(background=0.3)}
+
+
+@dataclass(frozen=True)
+class Row:
+    """How a defect was learned, and how it is painted."""
+
+    name: str
+    variant: str = "learned"
+    guidance: float = GUIDANCE_SCALE
+    steps: int = STEPS
+    negative: str = "empty"                             # or object
+    weigh: Weigh | None = None
+    calibrated: Callable[..., Tensor] | None = None     # in the place of weigh: with the defect's own gain
+    again: bool = False                                 # drawn twice, the second time with the first one's map
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is painted: images and noises; and steps of learning a defect."""
+
+    main: tuple[int, int] = (32, 3)
+    single: tuple[int, int] = (16, 1)
+    defaults: tuple[int, int] = (64, 3)
+    learning: int = 100
+
+
+class Recorder:
+    """A re-weighting that keeps what it was asked and what it answered, step by step."""
+
+    def __init__(self, weigh: Weigh):
+        self.weigh = weigh
+        self.asked: list[Tensor] = []
+        self.answers: list[Tensor] = []
+
+    def __call__(self, d: Tensor, m: Tensor) -> Tensor:
+        self.asked.append(d)
+        self.answers.append(self.weigh(d, m))
+        return self.answers[-1]
+
+
+class Bench:
+    """The checkpoint, what was learned with it, the scenes, and what has been found so far."""
+
+    def __init__(self, folder: Path, scale: Scale):
+        self.folder, self.scale, self.sd = folder, scale, load("tiny")
+        self.size = self.sd.native_size
+        self.results = folder / "method.json"
+        self.found: dict = json.loads(self.results.read_text()) if self.results.exists() else {}
+        self.defects = [first_third(d) for d in find_defects(demo_data(folder / "demo"))]
+        self.to_rgb = train_embed.fit_latent_to_rgb(self.sd, self.defects, self.size)
+        self.learners = {name: self.learned(name, variant) for name, variant in VARIANTS.items()}
+        self.materials: dict[tuple, tuple[Material, Tensor]] = {}
+
+    def keep(self, key: str, value: object) -> None:
+        """Add to what has been found, on the disk."""
+        self.found[key] = value
+        with replacing(self.results) as temporary:
+            temporary.write_text(json.dumps(self.found, indent=1) + "\n")
+
+    def learned(self, name: str, variant: Variant) -> AnomalyEmbedding:
+        """The variant's vectors: learned once with the tool's own loop, then read."""
+        learner = variant.learner(self.sd, self.defects, seed=0)
+        path = self.folder / f"{name.replace(' ', '-')}.pt"
+        if not path.exists():
+            views = {d.stem: train_embed.encode_views(self.sd, d, self.size, True, 0) for d in self.defects}
+            if not variant.masked:
+                views = {stem: Views(v.latents, torch.ones_like(v.cells), v.masks) for stem, v in views.items()}
+            steps = self.scale.learning * len(views)
+            optimizer = torch.optim.Adam(learner.rates(self.sd))
+            with Progress(f"learning: {name}", steps) as progress:
+                for _ in textual_inversion(self.sd, views, learner, optimizer, 0, steps, 4, 0, variant.background):
+                    progress.step()
+            with replacing(path) as temporary:
+                torch.save(learner.state_dict(), temporary)
+        learner.load_state_dict(torch.load(path, weights_only=True))
+        return learner.requires_grad_(False)
+
+    def material(self, label: str, defect: Defect, count: int, shape: str = "own") -> tuple[Material, Tensor]:
+        """The scenes, and what an empty prompt without guidance paints into them."""
+        key = label, defect.key, count, shape
+        if key not in self.materials:
+            scene = material(self.sd, label, defect.object, defect.name, count, self.size, shape)
+            empty = self.sd.context("").expand(count, -1, -1)
+            self.materials[key] = scene, self.paint(Row("nothing", guidance=1.0), scene, empty, NOTHING)
+        return self.materials[key]
+
+    def context(self, row: Row, defect: Defect, scene: Material) -> Tensor:
+        """What the row is painted with, (n, L, d)."""
+        if row.variant == WORDS:
+            words = self.sd.context(f"a photo of {defect.object} with {defect.name}")
+            return words.expand(len(scene.normal), -1, -1)
+        return context_of(self.sd, self.learners[row.variant], defect.stem, scene.normal)
+
+    def paint(self, row: Row, scene: Material, context: Tensor, seed: int, negative: str = "") -> Tensor:
+        """Every scene, (n, 3, size, size)."""
+        noise = torch.randn((len(context), 4, *scene.cells.shape[1:]), generator=torch.Generator().manual_seed(seed))
+        guidance, painted = Guidance(row.guidance, self.sd.context(negative)), []
+        settings = Settings(self.size, row.steps, guidance, self.to_rgb, row.weigh)
+        for i in range(0, len(context), BATCH):
+            part = slice(i, i + BATCH)
+            job = self.sd, scene.normal[part], context[part], noise[part]
+            if row.again:
+                first = Recorder(row.weigh)
+                paint_crops(*job, replace(settings, weigh=first))
+                settings = replace(settings, weigh=lambda d, m, fixed=first.answers[-1]: fixed)
+            painted.append(paint_crops(*job, settings))
+        return torch.cat(painted)
+
+    def gain(self, defect: Defect, weigh: Callable[..., Tensor]) -> float:
+        """The gain at which the defect, painted at its training masks, has the training pairs' contrast.
+
+        On straight lines between GAINS; the first or the last of them where that is not enough.
+        """
+        key = f"gain/{weigh.__name__}/{defect.key}"
+        if key not in self.found:
+            scene = self.at_training_masks(defect)
+            goal = contrast_energy(scene.real_seen, scene.masks).mean().clamp_min(0).sqrt()
+            reached = []
+            for gain in GAINS:
+                row = Row("", weigh=partial(weigh, gain=gain))
+                painted = self.paint(row, scene, self.context(row, defect, scene), CALIBRATION)
+                reached.append(float(contrast_energy(painted, scene.masks).mean().clamp_min(0).sqrt()))
+            self.keep(key, float(np.interp(float(goal), np.maximum.accumulate(reached), GAINS)))
+        return self.found[key]
+
+    def at_training_masks(self, defect: Defect) -> Material:
+        """Normal photographs of the data, cropped as the training pairs are, beside the training pairs."""
+        factor, normal = self.sd.vae.config.factor, []
+        for example, path in zip(defect.examples, image_files(defect.normals)):
+            mask = read_example(example)[1]
+            normal.append(take(read_photograph(path), mask, defect_crop(mask, self.size), self.size, factor))
+        real = training_views(defect, self.size, factor)
+        return Material(normal, real, torch.stack([c.mask for c in normal]), through_vae(self.sd, normal),
+                        through_vae(self.sd, real))
+
+    def row(self, label: str, row: Row, defect: Defect, amount: tuple[int, int], shape: str = "own") -> Numbers:
+        """The row's measures of a defect; means over the noises. Painted once, then read."""
+        key = f"{label}/{defect.key}/{shape}/{row.name}"
+        if key not in self.found:
+            count, seeds = amount
+            scene, nothing = self.material(label, defect, count, shape)
+            if row.calibrated:
+                row = replace(row, weigh=partial(row.calibrated, gain=self.gain(defect, row.calibrated)))
+            negative = defect.object if row.negative == "object" else ""
+            context, paintings = self.context(row, defect, scene), []
+            with Progress(f"{label}: {row.name}: {defect.key}", seeds) as progress:
+                for seed in range(seeds):
+                    paintings.append(self.paint(row, scene, context, seed, negative))
+                    progress.step()
+            found = [measure(painted, nothing, scene) for painted in paintings]
+            numbers = {name: np.mean([f[name] for f in found], axis=0).tolist() for name in found[0]}
+            if seeds > 1:
+                numbers["diversity"] = diversity(paintings, scene.masks).tolist()
+            self.keep(key, numbers)
+        return self.found[key]

@@ -1,0 +1,48 @@
+"""Tables of figures with their intervals."""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+RESAMPLES = 2000
+
+
+def table(columns: list[str], rows: Iterable[list[str]]) -> None:
+    """A markdown table on stdout."""
+    print(f"\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    for row in rows:
+        print(f"| {' | '.join(row)} |", flush=True)
+
+
+def interval(statistic: Callable[..., np.ndarray], *columns: list[float]) -> tuple[float, float, float]:
+    """A statistic of columns of numbers, one a picture, with the 95 % bootstrap interval over the pictures.
+
+    statistic(*means) of the columns' means; pictures are drawn with replacement, the same in every column.
+    """
+    values = np.array(columns, dtype=float)
+    picks = np.random.default_rng(0).integers(values.shape[1], size=(RESAMPLES, values.shape[1]))
+    drawn = statistic(*values[:, picks].mean(axis=2))
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(statistic(*values.mean(axis=1))), float(low), float(high)
+
+
+def share(to_go: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """How far: 1 - the ratio of the distance left to the whole distance."""
+    return 1 - to_go / whole
+
+
+def contrast_ratio(painted: np.ndarray, real: np.ndarray) -> np.ndarray:
+    """Root of the ratio of two mean energies; 0 if the first is below 0."""
+    return np.sqrt(np.maximum(painted, 0) / real)
+
+
+def shown(values: tuple[float, float, float]) -> str:
+    """A figure and its interval."""
+    middle, low, high = values
+    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
+
+
+def paired(differences: np.ndarray, digits: int = 3) -> str:
+    """Mean of paired differences and its standard error."""
+    error = differences.std(ddof=1) / len(differences) ** 0.5 if len(differences) > 1 else np.nan
+    return f"{differences.mean():+.{digits}f} +- {error:.{digits}f}"
