@@ -9,6 +9,7 @@ import torch
 
 import pretrain_tiny
 from ldm.config import VAEConfig
+from ldm.schedule import Schedule
 from ldm.vae import VAE
 from pretraining import autoencoder, diffusion, files, pictures, state
 from weights import load
@@ -95,10 +96,19 @@ def test_words_without_a_caption_get_the_statistics_of_those_with_one():
 def test_a_small_defect_counts_as_a_large_one_up_to_a_bound():
     cells = torch.zeros(4, 1, 32, 32)
     cells[0, :, :16], cells[1, :, :8, :16], cells[2, :, 0, 0] = 1, 1, 1
-    extra = (diffusion.weights(cells) - 1).mean(dim=(1, 2, 3))
+    extra = (diffusion.weights(cells, torch.ones(4)) - 1).mean(dim=(1, 2, 3))
     most = diffusion.MOST / 1024
     assert torch.allclose(extra, torch.tensor([diffusion.DEFECT_SHARE, diffusion.DEFECT_SHARE, most, 0.0]))
-    assert torch.equal(diffusion.weights(cells)[0, 0, 20:], torch.ones(12, 32))
+    assert torch.equal(diffusion.weights(cells, torch.ones(4))[0, 0, 20:], torch.ones(12, 32))
+
+
+def test_where_noise_hides_the_picture_a_defect_counts_as_everything_else():
+    """The best answer to pure noise is the mean picture: half the pictures have a defect, so half of it."""
+    cells = torch.ones(1, 1, 4, 4)
+    quarter = (diffusion.weights(cells, torch.tensor([0.25])) - 1) / (diffusion.weights(cells, torch.ones(1)) - 1)
+    assert torch.allclose(quarter, torch.full_like(cells, 0.25))
+    signal = Schedule(diffusion.SCHEDULE).alphas_cumprod[-1:]
+    assert float(diffusion.weights(cells, signal).max()) < 1.01
 
 
 def test_shares_of_cells_are_means_over_their_pixels():

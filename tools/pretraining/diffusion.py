@@ -23,7 +23,7 @@ UNET = UNetConfig(channels=(48, 96, 192), cross_attention=(False, True, True), l
 SCHEDULE = ScheduleConfig(v_prediction=True)
 RATE, AVERAGE, BATCH = 6e-4, 0.9995, 8
 # t = 1000 u^NOISY: more of the noisy half, where place, shape and colour are decided and most is left to learn.
-NOISY = 0.7
+NOISY = 0.5
 # Weight of a defect's cells above the others: together they count as this share of a picture, each at most so much.
 DEFECT_SHARE, MOST = 0.35, 6.0
 
@@ -78,10 +78,14 @@ def shares(masks: np.ndarray, cells: int) -> Tensor:
     return torch.from_numpy(parts.mean(axis=(2, 4), dtype=np.float32)).half()
 
 
-def weights(cells: Tensor) -> Tensor:
-    """Weight of each cell in the loss, from the share of it that is defect: (b, 1, h, w) both."""
+def weights(cells: Tensor, signal: Tensor) -> Tensor:
+    """Weight of each cell in the loss, from the share of it that is defect: (b, 1, h, w) both; signal (b,).
+
+    signal is alphas_cumprod at the picture's t. Where noise hides the picture the model answers with a mean over
+    all that it may be, and a weight on the defect's cells would make it a mean over more and larger defects.
+    """
     area = cells.mean(dim=(1, 2, 3), keepdim=True)
-    return 1 + cells * (DEFECT_SHARE / area.clamp_min(1e-6)).clamp_max(MOST)
+    return 1 + signal[:, None, None, None] * cells * (DEFECT_SHARE / area.clamp_min(1e-6)).clamp_max(MOST)
 
 
 def train_step(unet: UNet, text_encoder: TextEncoder, stage: Stage, data: Encoded, seed: int, steps: int,
@@ -96,7 +100,7 @@ def train_step(unet: UNet, text_encoder: TextEncoder, stage: Stage, data: Encode
     t = (part * SCHEDULE.train_timesteps).long()
     eps = torch.randn(x_0.shape, generator=rng)
     x_t, v = schedule.q_sample(x_0, t, eps), schedule.target(x_0, t, eps)
-    weight = weights(data.cells[i].float()[:, None])
+    weight = weights(data.cells[i].float()[:, None], schedule.alphas_cumprod[t])
     x_t, v, t, weight, ids = (x.to(device) for x in (x_t, v, t, weight, data.ids[i]))
     with half_precision(device):
         context = text_encoder.encode(text_encoder.embed(ids))

@@ -19,6 +19,9 @@ from anomaly.output.synthetic.products import OBJECTS, PRODUCTS, Product
 
 HELD_OUT = {("leather", "glue"), ("metal", "stain"), ("pill", "crack")}
 UNSEEN = "burn"
+# A defect lies near the middle of the frame or of one of its quarters: of SPOTS places on the product the one that is
+# nearest. Places anywhere would leave a word like "top left" with too little to say for a small model to learn it.
+PLACES, SPOTS = ((0.5, 0.5), (0.26, 0.26), (0.74, 0.26), (0.26, 0.74), (0.74, 0.74)), 24
 SIZES = (0.07, 0.22)    # of a defect, about half its extent, in frames; log-uniform
 LARGE, HUGE = 0.36, 0.6 # "large" if its longer side is above this share of the picture, "huge" above that: a crop
 SIDE, MIDDLE = 0.08, 0.10   # centroid this far from the centre in x and y: a corner's words; nearer: "center"
@@ -57,7 +60,7 @@ class Scene:
 def draw_scene(rng: np.random.Generator, product: str, defect: str | None) -> Scene:
     """A scene of the named product, with the named defect on it or with none."""
     made = PRODUCTS[product](rng)
-    cloud, (tilt_x, tilt_y) = Noise(rng, 1, 1), rng.uniform(-0.16, 0.16, 2)
+    cloud, (tilt_x, tilt_y) = Noise(rng, 1, 1), rng.uniform(-0.34, -0.10, 2)    # the lamp is at the top left
     brightness = rng.uniform(0.88, 1.06)
 
     def light(view: View) -> Array:
@@ -66,7 +69,8 @@ def draw_scene(rng: np.random.Generator, product: str, defect: str | None) -> Sc
 
     if defect is None:
         return Scene(made, light, None, "")
-    size, centre = np.exp(rng.uniform(*np.log(SIZES))), made.spot(rng)
+    size, goal = np.exp(rng.uniform(*np.log(SIZES))), PLACES[rng.integers(len(PLACES))]
+    centre = min((made.spot(rng) for _ in range(SPOTS)), key=lambda spot: np.hypot(*(spot - goal)))
     if defect != "stain":
         return Scene(made, light, DEFECTS[defect](rng, centre, size), "")
     tint = str(rng.choice(list(STAINS)))

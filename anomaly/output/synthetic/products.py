@@ -1,5 +1,6 @@
 """The products: six surfaces and two objects, each with a random look, seen in even light.
 
+Objects lie as in a fixture: a few degrees and pixels of play, not any way round.
 A product is made from a generator and painted through a view: colour (h, w, 3) in [0, 1] and the share of each
 pixel that is product rather than background (h, w). Features are 1/30 of the frame or larger: four pixels of
 a picture of 128, which is what a small VAE with a downsampling of 4 can carry.
@@ -114,7 +115,7 @@ def _conveyor(rng: np.random.Generator) -> Callable[[View], Array]:
 def nut(rng: np.random.Generator) -> Product:
     """A hexagon nut from above: six sides, a chamfer, a threaded hole."""
     base = colour(rng, (0.68, 0.66, 0.62), (0.58, 0.60, 0.64), (0.72, 0.62, 0.42))
-    centre, turn = rng.uniform(0.47, 0.53, 2), rng.uniform(0, np.pi / 3)
+    centre, turn = rng.uniform(0.47, 0.53, 2), rng.uniform(-0.12, 0.12)
     reach, hole = rng.uniform(0.34, 0.38), rng.uniform(0.15, 0.18)
     lines, back = Noise(rng, 24, 5), _conveyor(rng)
 
@@ -139,10 +140,10 @@ def nut(rng: np.random.Generator) -> Product:
 
 
 def pill(rng: np.random.Generator) -> Product:
-    """A capsule of two colours, lying along any direction."""
+    """A capsule of two colours, lying along x."""
     caps = [colour(rng, (0.80, 0.22, 0.18), (0.20, 0.42, 0.72), (0.24, 0.56, 0.36)),
             colour(rng, (0.90, 0.88, 0.82), (0.90, 0.78, 0.42))]
-    centre, turn = rng.uniform(0.47, 0.53, 2), rng.uniform(0, 2 * np.pi)
+    centre, turn = rng.uniform(0.47, 0.53, 2), rng.uniform(-0.25, 0.25)
     length, radius = rng.uniform(0.21, 0.25), rng.uniform(0.16, 0.19)
     axis, back = np.array([np.cos(turn), np.sin(turn)]), _conveyor(rng)
 
