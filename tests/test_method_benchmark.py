@@ -66,7 +66,8 @@ def test_the_whole_benchmark_in_little(monkeypatch, tmp_path, capsys):
     scale = method.Scale(main=(4, 2), single=(2, 1), defaults=(2, 1), learning=1)
     for module, values in ((method, {"QUICK": scale, "ADAPTED": [(2.0, 0.5)], "STEPS": 3, "SHOWN": (1,)}),
                            (painting, {"GAINS": (1.0, 2.0)}), (location, {"TIMES": (500,), "STEPS": 3}),
-                           (demo, {"DEMO": (("wood", "burn"),), "DEFECTIVE": 6, "NORMALS": 2}), (painting.train_embed, {"VIEWS": 4})):
+                           (demo, {"DEMO": (("wood", "burn"),), "DEFECTIVE": 6, "NORMALS": 2}),
+                           (painting.train_embed, {"VIEWS": 4})):
         for name, value in values.items():
             monkeypatch.setattr(module, name, value)
     paint, painted = painting.paint_crops, []

@@ -114,8 +114,8 @@ def test_captions_say_what_is_there(pictures):
     checked = 0
     for picture in pictures:
         words = picture.caption.split()
-        assert set(words) <= {"a", "photo", "of", "with", "mask", "small", "large", "huge", "top", "bottom", "left", "right",
-                              "center", "red", "blue", "green", "black", *PRODUCTS, *DEFECTS}
+        assert set(words) <= {"a", "photo", "of", "with", "mask", "small", "large", "huge", "top", "bottom", "left",
+                              "right", "center", "red", "blue", "green", "black", *PRODUCTS, *DEFECTS}
         if not {"top", "bottom"} & set(words):
             continue
         rows, columns = np.nonzero(picture.mask)

@@ -3,6 +3,7 @@
     python tools/bench.py parity      every part against diffusers and transformers at full size; loading
     python tools/bench.py checkpoint  what the embedded checkpoint can do
     python tools/bench.py method      which parts of the method help; the same line goes on where it was
+    python tools/bench.py convergence how soon textual inversion gets where it gets; goes on, too
 """
 
 import argparse
@@ -16,14 +17,18 @@ from anomaly.output.console import Parser, run_tool
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Which benchmark."""
     parser = Parser("bench.py", "Measure, and print the tables of the README.")
-    parser.add_argument("benchmark", choices=["parity", "checkpoint", "method"], help="parity: every part of Stable "
-                        "Diffusion against diffusers and transformers, 16 GiB of memory, 20 GB of disk; checkpoint: "
-                        "what the embedded one can do; method: which parts of the method help")
+    parser.add_argument("benchmark", choices=["parity", "checkpoint", "method", "convergence"],
+                        help="parity: every part of Stable Diffusion against diffusers and transformers, 16 GiB of "
+                        "memory, 20 GB of disk; checkpoint: what the embedded one can do; method: which parts of the "
+                        "method help; convergence: how soon textual inversion gets where it gets")
     parser.add_argument("--quick", action="store_true", help="method: on a tenth of the scenes")
-    parser.add_argument("--out", type=Path, help="method: the folder that keeps the rows (default: runs/method)")
+    parser.add_argument("--out", type=Path, help="method, convergence: the folder that keeps the rows "
+                        "(default: runs/method)")
     args = parser.parse_args(argv)
-    if args.benchmark != "method" and (args.quick or args.out):
-        parser.error(f"--quick and --out belong to method, not {args.benchmark}")
+    if args.quick and args.benchmark != "method":
+        parser.error(f"--quick belongs to method, not {args.benchmark}")
+    if args.out and args.benchmark not in ("method", "convergence"):
+        parser.error(f"--out belongs to method and convergence, not {args.benchmark}")
     return args
 
 
@@ -31,8 +36,11 @@ def main(argv: list[str] | None = None) -> None:
     """Run the benchmark; its tables go to stdout."""
     args = parse_args(argv)
     benchmark = import_module(f"benchmarks.{args.benchmark}")   # not above: its packages are needed by no other tool
+    folder = args.out or Path("runs/method")
     if args.benchmark == "method":
-        benchmark.main(args.out or Path("runs/method"), args.quick)
+        benchmark.main(folder, args.quick)
+    elif args.benchmark == "convergence":
+        benchmark.main(folder)
     else:
         benchmark.main()
 

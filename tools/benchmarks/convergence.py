@@ -9,7 +9,7 @@ fixed grid of pairs and timesteps that it has not seen.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from zlib import crc32

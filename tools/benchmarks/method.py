@@ -41,7 +41,7 @@ def single_changes() -> list[Row]:
     rows += [Row("literal", weigh=literal), Row("released", weigh=released)]
     rows += [Row(f"constant {g:g}", weigh=partial(constant, gain=g)) for g in (1.5, 2.0, 3.0)]
     rows += [Row(f"paper, gain {g:g}, tau {tau:g}", weigh=partial(paper, gain=g, tau=tau)) for g, tau in ADAPTED]
-    rows += [Row("constant, gain of the defect", calibrated=constant), Row("paper, gain of the defect", calibrated=paper)]
+    rows += [Row(f"{w.__name__}, gain of the defect", calibrated=w) for w in (constant, paper)]
     return rows
 
 

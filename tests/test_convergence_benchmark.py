@@ -1,0 +1,73 @@
+"""The recipes of bench.py convergence, and the whole of it in little."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from anomaly.dataset import Defect
+from anomaly.train import Views, masked_loss
+from benchmarks import convergence
+from benchmarks.convergence import PLAIN, Recipe, draw, reached
+
+
+@pytest.fixture
+def views():
+    return Views(torch.randn(8, 4, 8, 8), torch.rand(8, 8, 8) < 0.5, torch.rand(8, 32, 32) < 0.5)
+
+
+def test_antithetic_noise_is_of_the_same_picture_and_sums_to_nothing(views):
+    z_0, _, _, t, eps = draw(Recipe("", antithetic=True), views, 1000, 3)
+    assert torch.equal(eps[:2], -eps[2:]) and torch.equal(t[:2], t[2:]) and torch.equal(z_0[:2], z_0[2:])
+
+
+def test_stratified_times_lie_in_their_quarters_and_noisy_ones_late(views):
+    for step in range(20):
+        t = draw(Recipe("", stratified=True), views, 1000, step)[3]
+        assert (t // 250).tolist() == [0, 1, 2, 3]
+    late = torch.cat([draw(Recipe("", noisy=True), views, 1000, step)[3] for step in range(500)]).float()
+    assert late.mean().item() == pytest.approx(1000 * 2 / 3, rel=0.03)
+
+
+def test_one_picture_with_four_times(views):
+    z_0, _, _, t, eps = draw(Recipe("", shared=True), views, 1000, 0)
+    assert all(torch.equal(z, z_0[0]) for z in z_0) and len(t.unique()) == 4 and not torch.equal(eps[0], eps[1])
+
+
+def test_recipes_draw_the_same_but_for_what_they_change(views):
+    drawn, same = (draw(recipe, views, 1000, 5) for recipe in (PLAIN, Recipe("", per_mask=True)))
+    assert all(torch.equal(a, b) for a, b in zip(drawn, same))
+
+
+def test_the_goal_is_reached_at_the_first_look_that_meets_it():
+    assert reached([0.5, 0.3, 0.2, 0.3], 25, 0.3) == 50 and reached([0.5], 25, 0.3) == np.inf
+
+
+def test_the_whole_benchmark_in_little(monkeypatch, tmp_path, capsys):
+    for name, value in {"STEPS": 4, "LOOK": 2, "CAP": 2, "LOOKS": 1, "PAIRS": 4, "TIMES": 2, "TRAINING": 2, "ROUNDS": 1,
+                        "RATES": (1.0,), "CANDIDATES": convergence.CANDIDATES[:3]}.items():
+        monkeypatch.setattr(convergence, name, value)
+    convergence.main(tmp_path)
+    first = capsys.readouterr().out
+    assert "| plain, looked at every 2 | 1 |" in first and "| separate rates | 1 |" in first and "nan" not in first
+    runs = json.loads((tmp_path / "convergence.json").read_text())
+    assert len({losses[0] for losses in runs.values() if len(losses)}) > 3      # recipes are not one another
+    monkeypatch.setattr(convergence, "learn", None)
+    convergence.main(tmp_path)
+    assert capsys.readouterr().out == first
+
+
+def test_the_held_out_loss_is_the_mean_of_the_masked_losses():
+    sd = convergence.load("tiny")
+    learner = convergence.learner_of(sd, PLAIN, [Defect("wood", "burn", ())])
+    grid = convergence.grid_of(sd, "wood", "burn", 2)
+    expected = []
+    for i in range(len(grid.t)):
+        pair = grid.pair[i:i + 1]
+        with torch.no_grad():
+            vectors = torch.cat(list(learner("wood-burn", grid.masks[pair]).values()), dim=1)
+            out = sd.unet(grid.x_t[i:i + 1], grid.t[i:i + 1], convergence.learned_context(sd, vectors))
+        expected.append(masked_loss(out, grid.target[i:i + 1], grid.cells[pair]))
+    found = convergence.held_out(sd, learner, {"wood-burn": grid})
+    assert found == pytest.approx(float(torch.stack(expected).mean()), rel=1e-4)
