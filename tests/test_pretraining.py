@@ -10,6 +10,7 @@ import torch
 import pretrain_tiny
 from ldm.config import VAEConfig
 from ldm.schedule import Schedule
+from ldm.unet import UNet
 from ldm.vae import VAE
 from pretraining import autoencoder, diffusion, files, pictures, state
 from weights import load
@@ -91,6 +92,20 @@ def test_words_without_a_caption_get_the_statistics_of_those_with_one():
     assert rms[0] == pytest.approx(rms[1], rel=0.05)
     assert len(table.unique(dim=0)) == 617
     torch.testing.assert_close(table[7], before.mean(dim=0))        # a word without a caption
+
+
+def test_at_the_start_every_word_reaches_the_context_as_itself_and_the_unet_ignores_it():
+    tokenizer = files.caption_tokenizer()
+    text_encoder = diffusion.TextEncoder(diffusion.text_config(len(files.vocabulary(files.caption_merges()))))
+    unet = UNet(diffusion.UNET)
+    diffusion.initialise(unet, text_encoder)
+    ids = tokenizer(["a photo of nut with hole top left", "a photo of nut with hole top right"])
+    with torch.no_grad():
+        left, right = text_encoder.encode(text_encoder.embed(ids))
+        away = (left - right).norm(dim=1) / left.norm(dim=1)
+        assert away[8] > 1 and torch.equal(left[:8], right[:8]) and torch.equal(left[9:], right[9:])
+        noise = torch.randn(1, 4, 32, 32)
+        assert torch.equal(unet(noise, torch.tensor([500]), left[None]), torch.zeros_like(noise))
 
 
 def test_a_small_defect_counts_as_a_large_one_up_to_a_bound():
