@@ -94,7 +94,7 @@ def test_words_without_a_caption_get_the_statistics_of_those_with_one():
     torch.testing.assert_close(table[7], before.mean(dim=0))        # a word without a caption
 
 
-def test_at_the_start_every_word_reaches_the_context_as_itself_and_the_unet_ignores_it():
+def test_at_the_start_every_word_reaches_every_end_token_and_the_unet_ignores_it():
     tokenizer = files.caption_tokenizer()
     text_encoder = diffusion.TextEncoder(diffusion.text_config(len(files.vocabulary(files.caption_merges()))))
     unet = UNet(diffusion.UNET)
@@ -103,7 +103,7 @@ def test_at_the_start_every_word_reaches_the_context_as_itself_and_the_unet_igno
     with torch.no_grad():
         left, right = text_encoder.encode(text_encoder.embed(ids))
         away = (left - right).norm(dim=1) / left.norm(dim=1)
-        assert away[8] > 1 and torch.equal(left[:8], right[:8]) and torch.equal(left[9:], right[9:])
+        assert away[8] > 0.8 and away[9:].min() > 0.2 and torch.equal(left[:8], right[:8])
         noise = torch.randn(1, 4, 32, 32)
         assert torch.equal(unet(noise, torch.tensor([500]), left[None]), torch.zeros_like(noise))
 

@@ -34,19 +34,28 @@ def text_config(vocab_size: int) -> TextConfig:
                       mlp_width=4 * UNET.context_dim)
 
 
+@torch.no_grad()
 def initialise(unet: UNet, text_encoder: TextEncoder) -> None:
-    """Every block, of the text encoder too, starts as the identity (latent-diffusion's zero_module).
+    """Blocks start as the identity (latent-diffusion's zero_module), but for the first of the text encoder.
 
-    So each word reaches the cross-attention as itself from the first step. With torch's own initial weights what
-    the text encoder's layers add is ten times a word, and words that matter little ("left") are lost for good.
+    That one gives every token the mean of the words up to it, so that what the cross-attention sees at first, 65
+    end tokens of 77, is what the sentence says. With torch's own initial weights its layers add ten times a word
+    to each, and words that matter little ("left") are lost for good.
     """
     identity = (".conv2.", ".proj_out.", "conv_out.", ".out_proj.", ".fc2.")    # last of a block
-    with torch.no_grad():
-        for name, parameter in [*unet.named_parameters(), *text_encoder.named_parameters()]:
-            if any(part in name for part in identity):
-                parameter.zero_()
-            elif "_embedding." in name:
-                nn.init.normal_(parameter, std=0.1 if "token" in name else 0.03)
+    for name, parameter in [*unet.named_parameters(), *text_encoder.named_parameters()]:
+        if any(part in name for part in identity):
+            parameter.zero_()
+        elif "_embedding." in name:
+            nn.init.normal_(parameter, std=0.1 if "token" in name else 0.03)
+    attention = text_encoder.encoder.layers[0].self_attn
+    for projection in (attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj):
+        nn.init.zeros_(projection.weight)
+        nn.init.zeros_(projection.bias)
+    for projection in (attention.k_proj, attention.v_proj, attention.out_proj):
+        nn.init.eye_(projection.weight)
+    end = text_encoder.word_table[-1]
+    attention.q_proj.bias.copy_(-F.layer_norm(end, end.shape))      # away from the end tokens themselves
 
 
 @torch.no_grad()
