@@ -103,7 +103,7 @@ def test_at_the_start_every_word_reaches_every_end_token_and_the_unet_ignores_it
     with torch.no_grad():
         left, right = text_encoder.encode(text_encoder.embed(ids))
         away = (left - right).norm(dim=1) / left.norm(dim=1)
-        assert away[8] > 0.8 and away[9:].min() > 0.2 and torch.equal(left[:8], right[:8])
+        assert away[8] > 0.5 and away[9:].min() > 0.2 and torch.equal(left[:8], right[:8])
         noise = torch.randn(1, 4, 32, 32)
         assert torch.equal(unet(noise, torch.tensor([500]), left[None]), torch.zeros_like(noise))
 
