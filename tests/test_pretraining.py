@@ -77,33 +77,17 @@ def test_each_caption_word_is_one_token_and_the_ids_are_those_of_transformers(tm
         assert tokenizer([prompt])[0].tolist() == reference(prompt, padding="max_length", max_length=77)["input_ids"]
 
 
-def test_words_without_a_caption_get_the_statistics_of_those_with_one():
-    text_encoder = diffusion.TextEncoder(diffusion.text_config(617))
-    table = text_encoder.word_table
-    seen = torch.arange(580, 617)
-    with torch.no_grad():
-        table.normal_(std=0.02)
-        table[seen] = 0.05 + 0.1 * torch.randn(len(seen), table.shape[1])
-    before = table[seen].clone()
-    diffusion.settle_unseen_words(text_encoder, seen.repeat(3)[None], [7, 600])
-    assert torch.equal(table[seen], before)
-    assert torch.allclose(table.mean(dim=0), before.mean(dim=0), atol=0.03)
-    rms = [float(t.detach().square().mean().sqrt()) for t in (table, before)]
-    assert rms[0] == pytest.approx(rms[1], rel=0.05)
-    assert len(table.unique(dim=0)) == 617
-    torch.testing.assert_close(table[7], before.mean(dim=0))        # a word without a caption
-
-
 def test_at_the_start_every_word_reaches_every_end_token_and_the_unet_ignores_it():
     tokenizer = files.caption_tokenizer()
     text_encoder = diffusion.TextEncoder(diffusion.text_config(len(files.vocabulary(files.caption_merges()))))
     unet = UNet(diffusion.UNET)
-    diffusion.initialise(unet, text_encoder)
+    diffusion.initialise(unet)
+    diffusion.initialise_text(text_encoder)
     ids = tokenizer(["a photo of nut with hole top left", "a photo of nut with hole top right"])
     with torch.no_grad():
         left, right = text_encoder.encode(text_encoder.embed(ids))
         away = (left - right).norm(dim=1) / left.norm(dim=1)
-        assert away[8] > 0.5 and away[9:].min() > 0.2 and torch.equal(left[:8], right[:8])
+        assert away[8] > 0.5 and away[9:].min() > 0.25 and torch.equal(left[:8], right[:8])
         noise = torch.randn(1, 4, 32, 32)
         assert torch.equal(unet(noise, torch.tensor([500]), left[None]), torch.zeros_like(noise))
 

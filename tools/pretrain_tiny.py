@@ -29,7 +29,7 @@ from ldm.tokenizer import vocabulary
 from ldm.unet import UNet
 from ldm.vae import VAE
 from pretraining import autoencoder, diffusion
-from pretraining.files import caption_merges, caption_tokenizer, caption_words, write_checkpoint
+from pretraining.files import caption_merges, caption_tokenizer, write_checkpoint
 from pretraining.pictures import PictureSet, picture_set
 from pretraining.state import Stage, pieces
 from weights import fingerprint, load
@@ -117,20 +117,18 @@ def main(argv: list[str] | None = None) -> None:
     text = diffusion.text_config(len(vocabulary(caption_merges())))
     unet, text_encoder = UNet(diffusion.UNET).to(device), TextEncoder(text).to(device)
     if begin is None:
-        diffusion.initialise(unet, text_encoder)
+        diffusion.initialise(unet)
+        diffusion.initialise_text(text_encoder)
     else:
         unet.load_state_dict(begin.unet.state_dict())
         text_encoder.load_state_dict(begin.text_encoder.state_dict())
     # A state belongs to what it began with: nothing, or the checkpoint of --from.
     name = "unet" if args.start is None else f"unet-{fingerprint(args.start)[:8]}"
-    stage = Stage(args.state / f"{name}.pt", {"unet": unet, "text_encoder": text_encoder}, diffusion.RATE,
-                  diffusion.AVERAGE)
+    stage = Stage(args.state / f"{name}.pt", {"unet": unet}, diffusion.RATE, diffusion.AVERAGE)
     for losses in pieces(stage, args.unet_steps, until, args.state / "loss.csv", "unet"):
         losses.append(diffusion.train_step(unet, text_encoder, stage, data, args.seed, args.unet_steps, device))
     stage.use_averages()
-    tokenizer = caption_tokenizer()
-    diffusion.settle_unseen_words(text_encoder, data.ids, [tokenizer.tokens(word)[0] for word in caption_words()])
-    sd = StableDiffusion(tokenizer, text_encoder, unet, vae, Schedule(diffusion.SCHEDULE))
+    sd = StableDiffusion(caption_tokenizer(), text_encoder, unet, vae, Schedule(diffusion.SCHEDULE))
     write_image(args.state / "preview.jpg", sheet(preview(sd)))
     out = args.out if stage.step >= args.unet_steps else args.state / "unfinished"
     write_checkpoint(out, unet, vae, text_encoder, text, diffusion.SCHEDULE)

@@ -1,4 +1,8 @@
-"""Stage 2: U-Net and text encoder together, on the encoded pictures and their captions.
+"""Stage 2: the U-Net, on the encoded pictures and their captions.
+
+The text encoder keeps its initial weights, as Stable Diffusion's is not trained with its U-Net either. Trained
+together, it soon gave each sentence one of a few contexts and forgot what mattered least so far: "top left" and
+"bottom right" were the same to three digits, and no training of the U-Net could bring the place back.
 
 v prediction: at the noisy end of the schedule, where a picture's colours and shapes are decided, an error of
 eps is multiplied by 15 on its way to x_0; v hardly is, so that a small model gets them right early.
@@ -35,16 +39,14 @@ def text_config(vocab_size: int) -> TextConfig:
 
 
 @torch.no_grad()
-def initialise(unet: UNet, text_encoder: TextEncoder) -> None:
-    """Blocks start as the identity (latent-diffusion's zero_module), but for the first of the text encoder.
+def initialise_text(text_encoder: TextEncoder) -> None:
+    """Random words, and a first layer that gives every token the mean of the words up to it.
 
-    That one gives every token the mean of the words up to it, so that what the cross-attention sees at first, 65
-    end tokens of 77, is what the sentence says. With torch's own initial weights its layers add ten times a word
-    to each, and words that matter little ("left") are lost for good.
+    So an end token, and 65 of 77 tokens are, is what the sentence says, and a word's own token is that word. The
+    second layer adds nothing.
     """
-    identity = (".conv2.", ".proj_out.", "conv_out.", ".out_proj.", ".fc2.")    # last of a block
-    for name, parameter in [*unet.named_parameters(), *text_encoder.named_parameters()]:
-        if any(part in name for part in identity):
+    for name, parameter in text_encoder.named_parameters():
+        if ".out_proj." in name or ".fc2." in name:
             parameter.zero_()
         elif "_embedding." in name:
             nn.init.normal_(parameter, std=0.1 if "token" in name else 0.03)
@@ -54,25 +56,19 @@ def initialise(unet: UNet, text_encoder: TextEncoder) -> None:
         nn.init.zeros_(projection.bias)
     for projection in (attention.k_proj, attention.v_proj, attention.out_proj):
         nn.init.eye_(projection.weight)
-    end = text_encoder.word_table[-1]
-    attention.q_proj.bias.copy_(-F.layer_norm(end, end.shape))      # away from the end tokens themselves
+    # Every token looks away from end tokens, and at all others alike: those are made orthogonal to it in each head.
+    table = text_encoder.word_table.view(text_encoder.config.vocab_size, text_encoder.config.heads, -1)
+    end = F.normalize(table[-1], dim=-1)
+    table[:-1] -= (table[:-1] * end).sum(dim=-1, keepdim=True) * end
+    attention.q_proj.bias.copy_(-F.layer_norm(table[-1].flatten(), table[-1].flatten().shape))
 
 
 @torch.no_grad()
-def settle_unseen_words(text_encoder: TextEncoder, ids: Tensor, words: list[int]) -> None:
-    """Draw the vectors of tokens that no caption has from the distribution of those that captions have.
-
-    Training leaves them at their small initial size, and they are most of the table: its mean and its rms, which
-    textual inversion starts from, would not be a word's. Whole words that no caption has (the unseen kind's name)
-    get the mean itself: they mean nothing.
-    """
-    table, seen = text_encoder.word_table, ids.unique()
-    std, mean = torch.std_mean(table[seen], dim=0)
-    unseen = torch.ones(len(table), dtype=torch.bool)
-    unseen[seen] = False
-    noise = torch.randn(table.shape, generator=torch.Generator().manual_seed(0))
-    noise[words] = 0
-    table[unseen] = (mean + std * noise.to(table))[unseen]
+def initialise(unet: UNet) -> None:
+    """Every block starts as the identity (latent-diffusion's zero_module)."""
+    for name, parameter in unet.named_parameters():
+        if any(part in name for part in (".conv2.", ".proj_out.", "conv_out.")):
+            parameter.zero_()
 
 
 @dataclass(frozen=True)
@@ -115,8 +111,9 @@ def train_step(unet: UNet, text_encoder: TextEncoder, stage: Stage, data: Encode
     x_t, v = schedule.q_sample(x_0, t, eps), schedule.target(x_0, t, eps)
     weight = weights(data.cells[i].float()[:, None], schedule.alphas_cumprod[t])
     x_t, v, t, weight, ids = (x.to(device) for x in (x_t, v, t, weight, data.ids[i]))
-    with half_precision(device):
+    with torch.no_grad():
         context = text_encoder.encode(text_encoder.embed(ids))
+    with half_precision(device):
         out = unet(x_t, t, context)
     loss = (weight * F.mse_loss(out.float(), v, reduction="none")).mean()
     stage.update(loss, steps)
