@@ -64,6 +64,14 @@ def test_diffusers_own_pipeline_paints_the_same_picture(tiny):
     assert float((ours - theirs).abs().max()) < 2e-3 and float(ours.std()) > 0.05
 
 
+@pytest.mark.parametrize("one, other", [("top left", "top right"), ("top left", "bottom left"), ("hole", "glue"),
+                                        ("red stain", "blue stain"), ("stain", "stain center")])
+def test_no_word_is_lost_in_its_text_encoder(tiny, one, other):
+    """Two of the versions before it gave some of these the same end tokens, and nothing after them can mend that."""
+    a, b = (tiny.context(f"a photo of metal with small {words}")[0, 10:] for words in (one, other))
+    assert float(((a - b).norm(dim=1) / a.norm(dim=1)).min()) > 0.1
+
+
 def test_its_vae_reconstructs_pictures_it_has_not_seen(tiny, tmp_path):
     drawn = pictures.picture_set(tmp_path, 1 << 30, 48, 128)
     unseen = subset(drawn, [i for i in range(48) if not is_mask_picture(drawn.images[i], drawn.masks[i])])
