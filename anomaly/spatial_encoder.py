@@ -89,6 +89,7 @@ class SpatialEncoder(nn.Module):
         return torch.stack([mask, mask * x, mask * x[:, None], log_area.expand_as(mask)], dim=1)
 
     def forward(self, masks: Tensor) -> Tensor:
+        """masks (b, s, s) -> e_s: up the levels of the ResNet, down the pyramid, a vector from each level."""
         x = self.stem(self.planes(masks))
         features = []
         for level in self.levels:

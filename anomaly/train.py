@@ -149,7 +149,7 @@ def textual_inversion(sd: StableDiffusion, views: dict[str, Views], learner: nn.
     """Steps start..end-1, each on a batch of one defect, in turn; yields after every step.
 
     learner(stem, masks) gives the vectors in their order in the prompt; its parameters are the
-    optimizer's. What has been yielded is complete: the caller may save between steps.
+    optimizer's. background: of masked_loss. What has been yielded is complete: the caller may save between steps.
     """
     stems, word = list(views), word_rms(sd)
     rates = [group["lr"] for group in optimizer.param_groups]

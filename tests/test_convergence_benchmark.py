@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from anomaly.dataset import Defect
+from anomaly.prompt import learned_context
 from anomaly.train import Views, masked_loss
 from benchmarks import convergence
 from benchmarks.convergence import PLAIN, Recipe, draw, reached
@@ -67,7 +68,7 @@ def test_the_held_out_loss_is_the_mean_of_the_masked_losses():
         pair = grid.pair[i:i + 1]
         with torch.no_grad():
             vectors = torch.cat(list(learner("wood-burn", grid.masks[pair]).values()), dim=1)
-            out = sd.unet(grid.x_t[i:i + 1], grid.t[i:i + 1], convergence.learned_context(sd, vectors))
+            out = sd.unet(grid.x_t[i:i + 1], grid.t[i:i + 1], learned_context(sd, vectors))
         expected.append(masked_loss(out, grid.target[i:i + 1], grid.cells[pair]))
     found = convergence.held_out(sd, learner, {"wood-burn": grid})
     assert found == pytest.approx(float(torch.stack(expected).mean()), rel=1e-4)

@@ -95,6 +95,7 @@ def training_masks(stamps: list[Stamp], normals: list[Normal]) -> Masks:
 def given_masks(masks: list[tuple[Path, np.ndarray]], normals: list[Normal]) -> Masks:
     """--masks PATH: in turn, each as it lies, in a photograph of its size."""
     def choose(plans: list[Plan]) -> list[Target]:
+        """The mask that is the pair's turn, in the first photograph of its size."""
         targets = []
         for p in plans:
             file, mask = masks[p.k % len(masks)]
@@ -120,6 +121,7 @@ def learned_masks(sd: StableDiffusion, e_m: Tensor, defect: Defect, stamps: list
         return None if stamp is None else _place(stamp, p, normals)
 
     def choose(plans: list[Plan]) -> list[Target]:
+        """A mask for every plan; those still without one share the batch."""
         found: dict[int, Target] = {}
         refused = 0
         while len(found) < len(plans):
@@ -143,9 +145,9 @@ def learned_masks(sd: StableDiffusion, e_m: Tensor, defect: Defect, stamps: list
 
 
 @torch.no_grad()
-def context_of(sd: StableDiffusion, learner: AnomalyEmbedding, stem: str, crops: list[Cropped]) -> Tensor:
-    """The learned defect at the masks of the crops, (b, L, d)."""
-    vectors = learner(stem, torch.stack([c.mask for c in crops]).to(sd.device))
+def context_of(sd: StableDiffusion, learner: AnomalyEmbedding, stem: str, masks: Tensor) -> Tensor:
+    """What a defect is painted with at crop masks (b, size, size) bool: the context, (b, L, d)."""
+    vectors = learner(stem, masks.to(sd.device))
     return learned_context(sd, torch.cat(list(vectors.values()), dim=1))
 
 
@@ -170,7 +172,7 @@ def paint(sd: StableDiffusion, learner: AnomalyEmbedding, defect: Defect, plans:
     crops: list[Crop] = [defect_crop(t.mask, settings.size) for t in targets]
     views = [take(p, t.mask, c, settings.size, sd.vae.config.factor)
              for p, t, c in zip(photographs, targets, crops)]
-    context = context_of(sd, learner, defect.stem, views)
+    context = context_of(sd, learner, defect.stem, torch.stack([v.mask for v in views]))
     noise = torch.from_numpy(np.stack([p.noise for p in plans]))
     done = []
     for i, picture in enumerate(paint_crops(sd, views, context, noise, settings)):

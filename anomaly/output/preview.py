@@ -27,7 +27,7 @@ def preview_row(sd: StableDiffusion, defect: Defect, learner: AnomalyEmbedding,
     views = training_views(defect, settings.size, sd.vae.config.factor)[:SHOWN]
     shape = (SHOWN, sd.unet.config.latent_channels, *views[0].cells.shape)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    context, pictures = context_of(sd, learner, defect.stem, views), []
+    context, pictures = context_of(sd, learner, defect.stem, torch.stack([v.mask for v in views])), []
     for view, painted in zip(views, paint_crops(sd, views, context, noise[:len(views)], settings)):
         pictures += [to_pixels(view.image), to_pixels(painted)]
     if masks is not None:

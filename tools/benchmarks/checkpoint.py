@@ -13,7 +13,6 @@ from zlib import crc32
 import numpy as np
 import torch
 from scipy.stats import ks_2samp
-from torch import Tensor
 
 import train_embed
 from anomaly.crop import Crop, cut, to_image
@@ -143,8 +142,8 @@ def demo_row(sd: StableDiffusion, run: runs.Run, defect: Defect, learner: Anomal
             painted = []
             for i in range(0, IMAGES, BATCH):
                 crops = scene.normal[i:i + BATCH]
-                painted.append(paint_crops(sd, crops, context_of(sd, learner, defect.stem, crops), noise[i:i + BATCH],
-                                           settings))
+                context = context_of(sd, learner, defect.stem, scene.masks[i:i + BATCH])
+                painted.append(paint_crops(sd, crops, context, noise[i:i + BATCH], settings))
                 for _ in painted[-1]:
                     progress.step()
             to_go, whole = colour_share(torch.cat(painted), scene.normal_seen, scene.real_seen, scene.masks)

@@ -23,8 +23,8 @@ from anomaly.dataset import Defect
 from anomaly.embedding import ENCODER_RATE, INITIAL_NOISE, VECTOR_RATE, AnomalyEmbedding, seed_of, word_rms
 from anomaly.output.console import Progress
 from anomaly.output.files import replacing
+from anomaly.output.generate import context_of
 from anomaly.output.synthetic.demo import DEMO, FRAME
-from anomaly.prompt import learned_context
 from anomaly.train import WARM_UP, Views, backward, encode, masked_losses, predict
 from benchmarks.material import BATCH, encoded, material, scenes
 from benchmarks.tables import table
@@ -139,7 +139,7 @@ def held_out(sd: StableDiffusion, learner: AnomalyEmbedding, grids: dict[str, Gr
     """Mean masked loss of the grid."""
     losses = []
     for stem, g in grids.items():
-        context = learned_context(sd, torch.cat(list(learner(stem, g.masks).values()), dim=1))
+        context = context_of(sd, learner, stem, g.masks)
         for part in torch.arange(len(g.t)).split(2 * BATCH):
             out = sd.unet(g.x_t[part], g.t[part], context[g.pair[part]])
             losses.append(masked_losses(out, g.target[part], g.cells[g.pair[part]]))

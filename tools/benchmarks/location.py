@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from anomaly.dataset import Defect
-from anomaly.prompt import learned_context
+from anomaly.output.generate import context_of
 from anomaly.sampler import GUIDANCE_SCALE, STEPS, Guidance, guided
 from anomaly.train import masked_losses
 from benchmarks.material import BATCH, encoded
@@ -41,7 +41,7 @@ def location(bench: Bench, variant: str, defect: Defect) -> Numbers:
     learner, masks = bench.learners[variant], scene.masks
     x_0, y_0 = encoded(sd, scene.real), encoded(sd, scene.normal)
     eps = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0))
-    contexts = {name: learned_context(sd, torch.cat(list(learner(defect.stem, m).values()), dim=1))
+    contexts = {name: context_of(sd, learner, defect.stem, m)
                 for name, m in (("right", masks), ("mirrored", masks.flip(2)), ("another", masks.roll(1, 0)))}
     numbers: Numbers = {}
     for name, context in contexts.items():

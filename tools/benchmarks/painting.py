@@ -20,7 +20,6 @@ from anomaly.output.generate import Settings, context_of, paint_crops
 from anomaly.output.preview import training_views
 from anomaly.output.quality import contrast_energy, diversity
 from anomaly.output.synthetic.demo import demo_data
-from anomaly.reweight import latent_to_rgb
 from anomaly.sampler import GUIDANCE_SCALE, STEPS, Guidance
 from anomaly.train import Views, textual_inversion
 from benchmarks.material import BATCH, Material, material, measure, through_vae
@@ -147,7 +146,7 @@ class Bench:
         if row.variant == WORDS:
             words = self.sd.context(f"a photo of {defect.object} with {defect.name}")
             return words.expand(len(scene.normal), -1, -1)
-        return context_of(self.sd, self.learners[row.variant], defect.stem, scene.normal)
+        return context_of(self.sd, self.learners[row.variant], defect.stem, scene.masks)
 
     def paint(self, row: Row, scene: Material, context: Tensor, seed: int, negative: str = "") -> Tensor:
         """Every scene, (n, 3, size, size)."""

@@ -120,6 +120,7 @@ def nut(rng: np.random.Generator) -> Product:
     lines, back = Noise(rng, 24, 5), _conveyor(rng)
 
     def paint(view: View) -> tuple[Array, Array]:
+        """Face, chamfer and thread, each by its distance from the axis."""
         x, y = (axis - c for axis, c in zip(view.grid, centre))
         angle, radius = np.arctan2(y, x), np.hypot(x, y)
         side = (angle - turn + np.pi / 6) % (np.pi / 3) - np.pi / 6
@@ -148,6 +149,7 @@ def pill(rng: np.random.Generator) -> Product:
     axis, back = np.array([np.cos(turn), np.sin(turn)]), _conveyor(rng)
 
     def paint(view: View) -> tuple[Array, Array]:
+        """A round body over the background, darker where it turns away from the lamp."""
         x, y = (grid - c for grid, c in zip(view.grid, centre))
         along, across = x * axis[0] + y * axis[1], y * axis[0] - x * axis[1]
         beyond = along - np.clip(along, -length, length)
