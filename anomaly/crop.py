@@ -133,21 +133,27 @@ def rotate(photograph: np.ndarray, mask: np.ndarray, angle: float) -> tuple[np.n
     return np.asarray(turned)[window], np.asarray(turned_mask)[window] > 62
 
 
-def augmented(photograph: np.ndarray, mask: np.ndarray, size: int, factor: int, flip: bool,
-              rng: np.random.Generator) -> Cropped:
-    """One random view: flips (unless flip is False), a small rotation, then a jittered crop.
-
-    departs from the released code: it rotates one way by up to 20 degrees over black corners, with one
-    draw and one crop box for a whole batch; here every sample has its own.
-    """
+def turned(photograph: np.ndarray, mask: np.ndarray, flip: bool,
+           rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Both mirrored or not (never with flip False) and turned a little at random."""
     if flip and rng.random() < 0.5:
         photograph, mask = photograph[:, ::-1], mask[:, ::-1]
     if flip and rng.random() < 0.5:
         photograph, mask = photograph[::-1], mask[::-1]
     photograph, mask = np.ascontiguousarray(photograph), np.ascontiguousarray(mask)
-    turned, turned_mask = rotate(photograph, mask, rng.uniform(-MAX_ANGLE, MAX_ANGLE))
-    if turned_mask.any():       # a mask in a corner can be turned out of the photograph
-        photograph, mask = turned, turned_mask
+    rotated = rotate(photograph, mask, rng.uniform(-MAX_ANGLE, MAX_ANGLE))
+    # A mask in a corner can be turned out of the photograph.
+    return rotated if rotated[1].any() else (photograph, mask)
+
+
+def augmented(photograph: np.ndarray, mask: np.ndarray, size: int, factor: int, flip: bool,
+              rng: np.random.Generator) -> Cropped:
+    """One random view: turned, then a jittered crop.
+
+    departs from the released code: it rotates one way by up to 20 degrees over black corners, with one
+    draw and one crop box for a whole batch; here every sample has its own.
+    """
+    photograph, mask = turned(photograph, mask, flip, rng)
     return take(photograph, mask, defect_crop(mask, size, rng), size, factor)
 
 

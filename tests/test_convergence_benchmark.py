@@ -42,18 +42,36 @@ def test_recipes_draw_the_same_but_for_what_they_change(views):
 
 
 def test_the_goal_is_reached_at_the_first_look_that_meets_it():
-    assert reached([0.5, 0.3, 0.2, 0.3], 25, 0.3) == 50 and reached([0.5], 25, 0.3) == np.inf
+    losses = [(25, 0.5), (50, 0.3), (75, 0.2), (100, 0.3)]
+    assert reached(losses, 0.3) == 50 and reached(losses[:1], 0.3) == np.inf
+
+
+def test_a_candidate_is_looked_at_finely_before_its_first_good_look_only(monkeypatch, tmp_path):
+    course = convergence.Course(tmp_path, None, (("wood", "burn"),), "test")
+    learner = torch.nn.Linear(1, 1)
+
+    def descend(*args):
+        for step in range(1, 100):
+            torch.nn.init.constant_(learner.weight, 1 - step / 16)
+            yield step
+    monkeypatch.setattr(convergence, "learner_of", lambda *args: learner)
+    monkeypatch.setattr(convergence, "learn", descend)
+    monkeypatch.setattr(convergence, "held_out", lambda *args: learner.weight.item())
+    monkeypatch.setattr(course, "prepare", lambda: None)
+    assert course.run(PLAIN, 1.0, 16, 4, 1, goal=0.62) == [(4, 0.75), (5, 0.6875), (6, 0.625), (7, 0.5625)]
+    assert course.run(PLAIN, 1.0, 16, 4, 1, goal=0.5) == [(4, 0.75), (5, 0.6875), (6, 0.625), (7, 0.5625), (8, 0.5)]
+    assert course.run(PLAIN, 1.0, 12, 4, 4, goal=0.0) == [(4, 0.75), (8, 0.5), (12, 0.25)]
 
 
 def test_the_whole_benchmark_in_little(monkeypatch, tmp_path, capsys):
-    for name, value in {"STEPS": 4, "LOOK": 2, "CAP": 2, "LOOKS": 1, "PAIRS": 4, "TIMES": 2, "TRAINING": 2, "ROUNDS": 1,
+    for name, value in {"STEPS": 4, "LOOK": 2, "CAP": 2, "FIRST": 2, "FINE": 1, "PAIRS": 4, "TIMES": 2, "TRAINING": 2, "ROUNDS": 1,
                         "RATES": (1.0,), "CANDIDATES": convergence.CANDIDATES[:3]}.items():
         monkeypatch.setattr(convergence, name, value)
     convergence.main(tmp_path)
     first = capsys.readouterr().out
     assert "| plain, looked at every 2 | 1 |" in first and "| separate rates | 1 |" in first and "nan" not in first
     runs = json.loads((tmp_path / "convergence.json").read_text())
-    assert len({losses[0] for losses in runs.values() if len(losses)}) > 3      # recipes are not one another
+    assert len({losses[0][1] for losses in runs.values()}) > 3      # recipes are not one another
     monkeypatch.setattr(convergence, "learn", None)
     convergence.main(tmp_path)
     assert capsys.readouterr().out == first

@@ -5,7 +5,8 @@ point, independent t and noise, the squared error averaged over all masked cells
 held-out masked loss that it shows in STEPS steps at its best rate of three, and half a per cent. Each candidate
 changes one thing, at its best rate of three; the last has all of those that helped. Rates are chosen on other
 defects (TUNING) than those that are reported (the demo's). A run learns three defects in turn; its loss is on a
-fixed grid of pairs and timesteps that it has not seen.
+fixed grid of pairs and timesteps that it has not seen. Every recipe is measured in crops round the defects, where
+defects are painted, and all but one learn from such crops.
 """
 
 import json
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anomaly.crop import augmented
+from anomaly.crop import Crop, Cropped, augmented, take, turned
 from anomaly.dataset import Defect
 from anomaly.embedding import ENCODER_RATE, INITIAL_NOISE, VECTOR_RATE, AnomalyEmbedding, seed_of, word_rms
 from anomaly.output.console import Progress
@@ -32,8 +33,8 @@ from ldm.model import StableDiffusion
 from weights import load
 
 TUNING = (("metal", "stain"), ("pill", "crack"), ("tile", "burn"))
-STEPS, LOOK, LOOKS = 3000, 250, 25      # of the plain run; every how many steps it is looked at, and a candidate
-CAP = 750                               # steps of a candidate after which it is given up
+STEPS, LOOK = 3000, 250                 # of the plain run; every how many steps it is looked at
+CAP, FIRST, FINE = 750, 150, 25         # of a candidate: given up after so many; looked at; before the first good look
 PAIRS, TIMES = 32, 40                   # of the grid
 TRAINING, ROUNDS, SIZE = 12, 6, 4       # scenes a defect, views of each, batch
 RATES = (0.3, 1.0, 3.0)                 # tried, in units of VECTOR_RATE and ENCODER_RATE
@@ -52,13 +53,14 @@ class Recipe:
     stratified: bool = False        # one t from each quarter
     noisy: bool = False             # t = T sqrt(u)
     shared: bool = False            # one picture with four t and eps
+    whole: bool = False             # whole photographs in the place of crops
 
 
 PLAIN = Recipe("plain")
 CANDIDATES = [Recipe("separate rates", separate=True), Recipe("a word plus noise", spread=INITIAL_NOISE),
               Recipe("loss per mask", per_mask=True), Recipe("antithetic noise", antithetic=True),
               Recipe("stratified t", stratified=True), Recipe("more of the noisy t", noisy=True),
-              Recipe("four t a picture", shared=True)]
+              Recipe("four t a picture", shared=True), Recipe("whole photographs", whole=True)]
 
 
 def draw(recipe: Recipe, views: Views, timesteps: int, step: int) -> tuple[Tensor, ...]:
@@ -146,6 +148,9 @@ def held_out(sd: StableDiffusion, learner: AnomalyEmbedding, grids: dict[str, Gr
     return float(torch.cat(losses).mean())
 
 
+Losses = list[tuple[int, float]]        # after how many steps, and how much
+
+
 class Course:
     """A set of defects to learn, with the pairs to be looked at; finished runs are kept on the disk."""
 
@@ -153,64 +158,95 @@ class Course:
         self.sd, self.name, self.path = sd, name, folder / "convergence.json"
         self.defects = [Defect(product, defect, ()) for product, defect in pairs]
         self.pairs = pairs
-        self._views: dict[str, Views] = {}
+        self._views: dict[bool, dict[str, Views]] = {False: {}, True: {}}     # crops; whole photographs
         self._grids: dict[str, Grid] = {}
 
     def prepare(self) -> None:
         """Draw and encode, once."""
-        if self._views:
+        if self._grids:
             return
         size, factor = self.sd.native_size, self.sd.vae.config.factor
         shares = [PAIRS // len(self.pairs) + (i < PAIRS % len(self.pairs)) for i in range(len(self.pairs))]
         with Progress(f"encoding the pairs of {self.name}", len(self.pairs)) as progress:
             for (product, defect), count, d in zip(self.pairs, shares, self.defects):
-                rng = np.random.default_rng(crc32(f"views/{product}/{defect}".encode()))
                 drawn = [s.render(FRAME) for _, s in zip(range(TRAINING), scenes("training", product, defect))]
-                views = [augmented(*pair, size, factor, True, rng) for pair in drawn * ROUNDS]
-                self._views[d.stem] = encode(self.sd, views)
+                for whole in self._views:
+                    rng = np.random.default_rng(crc32(f"views/{product}/{defect}".encode()))
+                    view = whole_view if whole else augmented
+                    self._views[whole][d.stem] = encode(
+                        self.sd, [view(*pair, size, factor, True, rng) for pair in drawn * ROUNDS])
                 self._grids[d.stem] = grid_of(self.sd, product, defect, count)
                 progress.step()
 
-    def run(self, recipe: Recipe, factor: float, steps: int, every: int, goal: float = 0.0) -> list[float]:
-        """Held-out losses every so many steps, up to `steps`, or to the first at or below the goal."""
+    def run(self, recipe: Recipe, factor: float, steps: int, look: int, fine: int, goal: float = 0.0) -> Losses:
+        """Held-out losses every `look` steps, up to `steps` or to the first at or below the goal.
+
+        Before that first one, every `fine` steps up to one that is there already.
+        """
         kept = json.loads(self.path.read_text()) if self.path.exists() else {}
-        key = f"{self.name}/{recipe.name}/{factor:g}/{steps}/{every}/{goal:.6f}"
+        key = f"{self.name}/{recipe.name}/{factor:g}/{steps}/{look}/{fine}/{goal:.6f}"
         if key not in kept:
             self.prepare()
-            learner, losses = learner_of(self.sd, recipe, self.defects), []
             with Progress(f"{self.name}: {recipe.name}, rate x {factor:g}", steps) as progress:
-                for step in learn(self.sd, recipe, factor, learner, self._views):
-                    progress.step()
-                    if step % every == 0:
-                        losses.append(held_out(self.sd, learner, self._grids))
-                    if step == steps or (losses and losses[-1] <= goal):
-                        break
-            kept[key] = losses
+                kept[key] = list(self._losses(recipe, factor, steps, look, fine, goal, progress))
             with replacing(self.path) as temporary:
                 temporary.write_text(json.dumps(kept, indent=1) + "\n")
-        return kept[key]
+        return [(step, loss) for step, loss in kept[key]]
+
+    def _losses(self, recipe: Recipe, factor: float, steps: int, look: int, fine: int, goal: float,
+                progress: Progress) -> Iterator[tuple[int, float]]:
+        learner, since = learner_of(self.sd, recipe, self.defects), {}
+        for step in learn(self.sd, recipe, factor, learner, self._views[recipe.whole]):
+            progress.step()
+            if step % look:
+                if step % fine == 0:
+                    since[step] = {k: v.clone() for k, v in learner.state_dict().items()}
+                continue
+            loss = held_out(self.sd, learner, self._grids)
+            if loss <= goal:
+                for earlier, state in since.items():
+                    learner.load_state_dict(state)
+                    yield earlier, (before := held_out(self.sd, learner, self._grids))
+                    if before <= goal:
+                        return
+            yield step, loss
+            if loss <= goal or step >= steps:
+                return
+            since.clear()
 
 
-def reached(losses: list[float], every: int, goal: float) -> float:
+def whole_view(photograph: np.ndarray, mask: np.ndarray, size: int, factor: int, flip: bool,
+               rng: np.random.Generator) -> Cropped:
+    """As augmented, without the crop; the photograph is square."""
+    photograph, mask = turned(photograph, mask, flip, rng)
+    return take(photograph, mask, Crop(0, 0, len(mask)), size, factor)
+
+
+def reached(losses: Losses, goal: float) -> float:
     """Steps to the first loss at or below the goal; infinite if there is none."""
-    return next(((i + 1) * every for i, loss in enumerate(losses) if loss <= goal), np.inf)
+    return next((step for step, loss in losses if loss <= goal), np.inf)
+
+
+def lowest(losses: Losses) -> float:
+    """The best loss of a run."""
+    return min(loss for _, loss in losses)
 
 
 def best_rate(course: Course, recipe: Recipe, goal: float) -> tuple[float, float]:
     """The rate that reaches the goal first, or comes closest to it; and its steps."""
     found = []
     for factor in RATES:
-        losses = course.run(recipe, factor, CAP, LOOKS, goal)
-        found.append((reached(losses, LOOKS, goal), min(losses), factor))
+        losses = course.run(recipe, factor, CAP, FIRST, FINE, goal)
+        found.append((reached(losses, goal), lowest(losses), factor))
     steps, _, factor = min(found)
     return factor, steps
 
 
-def row(name: str, factor: float, losses: list[float], every: int, goal: float, plain: float) -> list[str]:
+def row(name: str, factor: float, losses: Losses, goal: float, plain: float) -> list[str]:
     """A line of the table."""
-    steps = reached(losses, every, goal)
-    cost = f"{steps * SIZE:.0f}" if np.isfinite(steps) else f"not in {len(losses) * every * SIZE}"
-    return [name, f"{factor:g}", f"{min(losses):.4f}", cost, f"{steps / plain:.2f}" if np.isfinite(steps) else ""]
+    steps = reached(losses, goal)
+    cost = f"{steps * SIZE:.0f}" if np.isfinite(steps) else f"not in {losses[-1][0] * SIZE}"
+    return [name, f"{factor:g}", f"{lowest(losses):.4f}", cost, f"{steps / plain:.2f}" if np.isfinite(steps) else ""]
 
 
 def main(folder: Path) -> None:
@@ -218,10 +254,10 @@ def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     sd = load("tiny")
     tuning, report = Course(folder, sd, TUNING, "tuning"), Course(folder, sd, DEMO, "report")
-    tried = {factor: tuning.run(PLAIN, factor, STEPS, LOOK) for factor in RATES}
-    factor = min(tried, key=lambda f: min(tried[f]))
-    goal = WITHIN * min(tried[factor])
-    base = reached(tried[factor], LOOK, goal)
+    tried = {factor: tuning.run(PLAIN, factor, STEPS, LOOK, LOOK) for factor in RATES}
+    factor = min(tried, key=lambda f: lowest(tried[f]))
+    goal = WITHIN * lowest(tried[factor])
+    base = reached(tried[factor], goal)
     chosen = {recipe: best_rate(tuning, recipe, goal) for recipe in [PLAIN, *CANDIDATES]}
     alone = chosen[PLAIN][1]
     helped = {name for recipe, (_, steps) in chosen.items() for name, value in vars(recipe).items()
@@ -229,10 +265,10 @@ def main(folder: Path) -> None:
     values = {name: getattr(recipe, name) for recipe in CANDIDATES for name in helped if getattr(recipe, name)}
     together = replace(PLAIN, name="all that helped", **values)
     chosen[together] = best_rate(tuning, together, goal)
-    plain = report.run(PLAIN, factor, STEPS, LOOK)
-    goal = WITHIN * min(plain)
-    base = reached(plain, LOOK, goal)
-    rows = [row(f"plain, looked at every {LOOK}", factor, plain, LOOK, goal, base)]
-    rows += [row(r.name, f, report.run(r, f, CAP, LOOKS, goal), LOOKS, goal, base) for r, (f, _) in chosen.items()]
+    plain = report.run(PLAIN, factor, STEPS, LOOK, LOOK)
+    goal = WITHIN * lowest(plain)
+    base = reached(plain, goal)
+    rows = [row(f"plain, looked at every {LOOK}", factor, plain, goal, base)]
+    rows += [row(r.name, f, report.run(r, f, CAP, FIRST, FINE, goal), goal, base) for r, (f, _) in chosen.items()]
     table(["recipe", "rate x", "best loss", "U-Net evaluations", "of the plain run's"], rows)
     print(f"\ngoal {goal:.5f}; of all that helped: {', '.join(sorted(helped)) or 'none'}")
