@@ -1,7 +1,8 @@
 """What bench.py method compares with, its statistics on cases with a known answer, and the whole of it in little."""
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -62,6 +63,22 @@ def test_a_paired_difference_has_its_standard_error():
     assert paired(np.array([1.0, 2.0, 3.0])) == f"+2.000 +- {1 / 3 ** 0.5:.3f}"
 
 
+def test_rows_are_told_apart_by_all_that_they_do_and_not_by_their_names():
+    row = painting.Row("a name")
+    changes = {"variant": "without e_s", "guidance": 1.5, "steps": 7, "negative": "object",
+               "weigh": partial(method.paper, gain=2.0, tau=0.5), "calibrated": method.constant, "again": True}
+    assert {f.name for f in fields(row)} == {"name", *changes}
+    keys = {replace(row, **{name: value}).key for name, value in changes.items()}
+    assert len(keys) == len(changes) and row.key not in keys and replace(row, name="another").key == row.key
+    assert replace(row, weigh=partial(method.paper, gain=2.0, tau=1.0)).key not in keys
+
+
+def test_rows_of_another_checkpoint_are_refused(tmp_path):
+    (tmp_path / "method.json").write_text(json.dumps({"made with": {"weights": "others"}}))
+    with pytest.raises(ValueError, match="method.json: made with .*others.*; give another --out"):
+        painting.Bench(tmp_path, painting.Scale())
+
+
 def test_the_whole_benchmark_in_little(monkeypatch, tmp_path, capsys):
     scale = method.Scale(main=(4, 2), single=(2, 1), defaults=(2, 1), learning=1)
     for module, values in ((method, {"QUICK": scale, "ADAPTED": [(2.0, 0.5)], "STEPS": 3, "SHOWN": (1,)}),
@@ -84,6 +101,7 @@ def test_the_whole_benchmark_in_little(monkeypatch, tmp_path, capsys):
                  "| wood/burn | branched | irregular |", "| wood/burn | background 0.3 |"):
         assert line in first
     kept = json.loads((tmp_path / "method.json").read_text())
+    del kept["made with"]
     assert {len(values) for row in kept.values() if isinstance(row, dict) for values in row.values()} == {2, 4}
     method.main(tmp_path, quick=True)           # the rows are read; only what they are compared with is painted
     assert capsys.readouterr().out == first and len(painted) - count < count / 8

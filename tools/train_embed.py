@@ -36,6 +36,7 @@ from ldm.model import StableDiffusion
 from weights import TINY, fingerprint, load
 
 DEMO = "demo"   # the word for the drawn photographs
+TRAINING_STEPS, BATCH_SIZE = 100, 4     # steps a defect; pictures a step
 VIEWS = 64      # augmented pictures a defect, at least 4 of each photograph
 
 
@@ -57,8 +58,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--only", help="OBJECT/DEFECT,...: learn these only")
     add("--no-masks", action="store_true", help="do not learn the mask model")
     add("--no-flip", action="store_true", help="never mirror: for parts whose orientation matters")
-    add("--steps", type=at_least(1), default=100, help="training steps a defect")
-    add("--batch-size", type=at_least(1), default=4, help="pictures a step")
+    add("--steps", type=at_least(1), default=TRAINING_STEPS, help="training steps a defect")
+    add("--batch-size", type=at_least(1), default=BATCH_SIZE, help="pictures a step")
     add("--size", type=at_least(1), help="side in pixels of the crops (default: the checkpoint's own)")
     add("--out", type=Path, default=Path("runs/demo"), help="the run's folder")
     add("--resume", action="store_true", help="continue the run in --out; a larger --steps extends it")

@@ -34,7 +34,7 @@ def location(bench: Bench, variant: str, defect: Defect) -> Numbers:
     The same t and noise in all three. And how much more an unblended painting changes the mask without its mirror
     image than the mirror image without the mask, with e_s of the one and of the other.
     """
-    key = f"location/{defect.key}/{variant}"
+    key = f"location/{defect.key}/{bench.scale.main[0]}/{variant}/guidance {GUIDANCE_SCALE:g}/{STEPS} steps"
     if key in bench.found:
         return bench.found[key]
     sd, (scene, _) = bench.sd, bench.material("report", defect, bench.scale.main[0])

@@ -86,9 +86,7 @@ def groups(bench: Bench, defect: Defect, shape: str, numbers: Numbers) -> dict[s
 
 def adaptivity(bench: Bench) -> Iterator[list[str]]:
     """The adaptive map against the constant of the same mean, scene by scene."""
-    gain, tau = COMPARED
-    adapted, control = (Row(name, weigh=w) for name, w in (
-        ("adapted", partial(paper, gain=gain, tau=tau)), ("control", partial(constant, gain=gain))))
+    control, adapted = main_rows()[4:6]
     for defect in bench.defects:
         for shape in ("own", "branched"):
             a, b = (bench.row("report", row, defect, bench.scale.main, shape) for row in (adapted, control))

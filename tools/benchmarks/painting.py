@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 import train_embed
 from anomaly.crop import defect_crop, take
 from anomaly.dataset import Defect, find_defects, first_third, image_files, read_example, read_photograph
-from anomaly.embedding import AnomalyEmbedding
+from anomaly.embedding import ENCODER_RATE, VECTOR_RATE, AnomalyEmbedding
 from anomaly.output.console import Progress
 from anomaly.output.files import replacing
 from anomaly.output.generate import Settings, context_of, paint_crops
@@ -24,7 +24,7 @@ from anomaly.sampler import GUIDANCE_SCALE, STEPS, Guidance
 from anomaly.train import Views, textual_inversion
 from benchmarks.material import BATCH, Material, material, measure, through_vae
 from ldm.model import StableDiffusion
-from weights import load
+from weights import fingerprint, load
 
 Weigh = Callable[[Tensor, Tensor], Tensor]
 Numbers = dict[str, list[float]]            # of each scene
@@ -46,15 +46,19 @@ class WithoutPlace(AnomalyEmbedding):
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to learn."""
+    """A way to learn; steps and rates in units of the tool's."""
 
     learner: type[AnomalyEmbedding] = AnomalyEmbedding
     masked: bool = True
     background: float = 0.0
+    steps: float = 1.0
+    rates: float = 1.0
 
 
 VARIANTS = {"learned": Variant(), "unmasked loss": Variant(masked=False), "without e_s": Variant(WithoutPlace),
-            "background 0.3": Variant(background=0.3)}
+            "background 0.3": Variant(background=0.3), "half the steps": Variant(steps=0.5),
+            "twice the steps": Variant(steps=2.0), "a third of the rates": Variant(rates=1 / 3),
+            "three times the rates": Variant(rates=3.0)}
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,20 @@ class Row:
     calibrated: Callable[..., Tensor] | None = None     # in the place of weigh: with the defect's own gain
     again: bool = False                                 # drawn twice, the second time with the first one's map
 
+    @property
+    def key(self) -> str:
+        """All of it but the name: rows that say the same are painted once."""
+        weigh = f"{self.calibrated.__name__}, own gain" if self.calibrated else described(self.weigh)
+        return "/".join([self.variant, f"guidance {self.guidance:g}", f"{self.steps} steps", self.negative, weigh,
+                         "again" if self.again else "once"])
+
+
+def described(weigh: Weigh | None) -> str:
+    """A re-weighting's name and arguments."""
+    if isinstance(weigh, partial):
+        return f"{weigh.func.__name__}({', '.join(f'{k}={v:g}' for k, v in weigh.keywords.items())})"
+    return "off" if weigh is None else weigh.__name__
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -78,7 +96,7 @@ class Scale:
     main: tuple[int, int] = (32, 3)
     single: tuple[int, int] = (16, 1)
     defaults: tuple[int, int] = (64, 3)
-    learning: int = 100
+    learning: int = train_embed.TRAINING_STEPS
 
 
 class Recorder:
@@ -103,6 +121,9 @@ class Bench:
         self.size = self.sd.native_size
         self.results = folder / "method.json"
         self.found: dict = json.loads(self.results.read_text()) if self.results.exists() else {}
+        now = {"weights": fingerprint("tiny"), "learning": scale.learning, "rates": [VECTOR_RATE, ENCODER_RATE]}
+        if (then := self.found.setdefault("made with", now)) != now:
+            raise ValueError(f"{self.results}: made with {then}, expected {now}; give another --out")
         self.defects = [first_third(d) for d in find_defects(demo_data(folder / "demo"))]
         self.to_rgb = train_embed.fit_latent_to_rgb(self.sd, self.defects, self.size)
         self.learners = {name: self.learned(name, variant) for name, variant in VARIANTS.items()}
@@ -114,18 +135,24 @@ class Bench:
         with replacing(self.results) as temporary:
             temporary.write_text(json.dumps(self.found, indent=1) + "\n")
 
+    @cached_property
+    def views(self) -> dict[str, Views]:
+        """What every variant learns from."""
+        return {d.stem: train_embed.encode_views(self.sd, d, self.size, True, 0) for d in self.defects}
+
     def learned(self, name: str, variant: Variant) -> AnomalyEmbedding:
         """The variant's vectors: learned once with the tool's own loop, then read."""
         learner = variant.learner(self.sd, self.defects, seed=0)
         path = self.folder / f"{name.replace(' ', '-')}.pt"
         if not path.exists():
-            views = {d.stem: train_embed.encode_views(self.sd, d, self.size, True, 0) for d in self.defects}
+            views = self.views
             if not variant.masked:
                 views = {stem: Views(v.latents, torch.ones_like(v.cells), v.masks) for stem, v in views.items()}
-            steps = self.scale.learning * len(views)
-            optimizer = torch.optim.Adam(learner.rates(self.sd))
+            steps = round(variant.steps * self.scale.learning) * len(views)
+            optimizer = torch.optim.Adam([{**g, "lr": variant.rates * g["lr"]} for g in learner.rates(self.sd)])
             with Progress(f"learning: {name}", steps) as progress:
-                for _ in textual_inversion(self.sd, views, learner, optimizer, 0, steps, 4, 0, variant.background):
+                for _ in textual_inversion(self.sd, views, learner, optimizer, 0, steps, train_embed.BATCH_SIZE, 0,
+                                           variant.background):
                     progress.step()
             with replacing(path) as temporary:
                 torch.save(learner.state_dict(), temporary)
@@ -168,7 +195,7 @@ class Bench:
 
         On straight lines between GAINS; the first or the last of them where that is not enough.
         """
-        key = f"gain/{weigh.__name__}/{defect.key}"
+        key = f"gain/{Row('', weigh=weigh).key}/{defect.key}"
         if key not in self.found:
             scene = self.at_training_masks(defect)
             goal = contrast_energy(scene.real_seen, scene.masks).mean().clamp_min(0).sqrt()
@@ -192,9 +219,9 @@ class Bench:
 
     def row(self, label: str, row: Row, defect: Defect, amount: tuple[int, int], shape: str = "own") -> Numbers:
         """The row's measures of a defect; means over the noises. Painted once, then read."""
-        key = f"{label}/{defect.key}/{shape}/{row.name}"
+        count, seeds = amount
+        key = f"{label}/{defect.key}/{shape}/{count} x {seeds}/{row.key}"
         if key not in self.found:
-            count, seeds = amount
             scene, nothing = self.material(label, defect, count, shape)
             if row.calibrated:
                 row = replace(row, weigh=partial(row.calibrated, gain=self.gain(defect, row.calibrated)))
