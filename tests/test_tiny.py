@@ -9,7 +9,7 @@ import torch
 
 from anomaly.output.synthetic import demo
 from anomaly.sampler import Guidance, ddim
-from benchmarks.checkpoint import is_mask_picture, subset
+from benchmarks.checkpoint import is_mask_picture, subset, wrong_places
 from commands import ROOT, call
 from pretraining import files, pictures
 from pretraining.autoencoder import encode_all, quality
@@ -95,6 +95,13 @@ def test_the_words_reach_the_picture(tiny, tmp_path):
                         for c in (context, context.roll(1, dims=0)))
     rise = (wrong - right).numpy()
     assert rise.mean() > 2 * rise.std() / len(rise) ** 0.5
+
+
+def test_the_opposite_corners_word_is_wrong(tiny, tmp_path):
+    drawn = pictures.picture_set(tmp_path, 1 << 30, 300, 128)
+    worse, error = wrong_places(tiny, subset(drawn, [i for i in range(300)
+                                                     if not is_mask_picture(drawn.images[i], drawn.masks[i])]))
+    assert worse > 2 * error
 
 
 def test_the_tools_run_without_arguments_but_for_the_time(tmp_path, monkeypatch, capsys):
