@@ -50,6 +50,11 @@ def test_folding_makes_the_latents_standard_and_changes_no_picture(drawn):
     assert torch.allclose(standard.std(dim=(0, 2, 3)), torch.ones(4), atol=1e-2)
 
 
+def test_pictures_of_masks_have_more_turns():
+    captions = ["a photo of wood", "a photo of mask with large hole", "", "a photo of wood with small hole"]
+    assert diffusion.turns(captions).tolist() == [0, *[1] * diffusion.MASK_TURNS, 2, 3] and diffusion.MASK_TURNS > 1
+
+
 def test_quality_is_psnr_over_all_and_inside_the_masks(drawn):
     class Off:
         """Wrong by 0.1 everywhere; by 0.2 more where the picture is white."""

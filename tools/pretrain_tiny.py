@@ -84,7 +84,7 @@ def encode(args: argparse.Namespace, pictures: PictureSet, vae: VAE, device: str
             torch.save(autoencoder.encode_all(vae, pictures.images, device), temporary)
     latents = torch.load(path, weights_only=True)
     return diffusion.Encoded(latents, diffusion.shares(pictures.masks, latents.shape[-1]),
-                             caption_tokenizer()(pictures.captions))
+                             caption_tokenizer()(pictures.captions), diffusion.turns(pictures.captions))
 
 
 def preview(sd: StableDiffusion) -> list[tuple[str, list[np.ndarray]]]:

@@ -27,7 +27,9 @@ UNET = UNetConfig(channels=(48, 96, 192), cross_attention=(False, True, True), l
 SCHEDULE = ScheduleConfig(v_prediction=True)
 RATE, AVERAGE, BATCH = 6e-4, 0.9995, 8
 # t = 1000 u^NOISY: more of the noisy half, where place, shape and colour are decided and most is left to learn.
-NOISY = 0.5
+NOISY = 0.6
+# Shapes are learned from pictures of masks alone, and one in eight of these shows a scratch.
+MASK_TURNS = 3
 # Weight of a defect's cells above the others: together they count as this share of a picture, each at most so much.
 DEFECT_SHARE, MOST = 0.35, 6.0
 
@@ -73,11 +75,21 @@ def initialise(unet: UNet) -> None:
 
 @dataclass(frozen=True)
 class Encoded:
-    """latents (n, 4, h, w) float16, cells (n, h, w): share of each that is defect, ids (n, L)."""
+    """latents (n, 4, h, w) float16, cells (n, h, w): share of each that is defect, ids (n, L).
+
+    turns (k,): the numbers of the pictures, as often as each is to be drawn.
+    """
 
     latents: Tensor
     cells: Tensor
     ids: Tensor
+    turns: Tensor
+
+
+def turns(captions: list[str]) -> Tensor:
+    """Every picture once, captioned pictures of masks MASK_TURNS times."""
+    return torch.tensor([i for i, caption in enumerate(captions)
+                         for _ in range(MASK_TURNS if caption.startswith("a photo of mask") else 1)])
 
 
 def shares(masks: np.ndarray, cells: int) -> Tensor:
@@ -102,7 +114,7 @@ def train_step(unet: UNet, text_encoder: TextEncoder, stage: Stage, data: Encode
     """One step of the optimizer -> its loss, the weighted mean square of v - v_hat."""
     schedule = Schedule(SCHEDULE)
     rng = torch.Generator().manual_seed(seed_of(seed, 2, stage.step))
-    i = torch.randint(len(data.latents), (BATCH,), generator=rng)
+    i = data.turns[torch.randint(len(data.turns), (BATCH,), generator=rng)]
     x_0 = data.latents[i].float()
     # Stratified: one timestep from each of BATCH parts, of equal shares of the draws.
     part = ((torch.arange(BATCH) + torch.rand(BATCH, generator=rng)) / BATCH) ** NOISY
