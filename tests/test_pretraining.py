@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import pretrain_tiny
-from ldm.config import VAEConfig
+from anomaly.sampler import STEPS
+from ldm.config import ScheduleConfig, VAEConfig
 from ldm.schedule import Schedule
 from ldm.unet import UNet
 from ldm.vae import VAE
@@ -48,6 +49,17 @@ def test_folding_makes_the_latents_standard_and_changes_no_picture(drawn):
     standard = autoencoder.encode_all(vae, drawn.images, "cpu").float()
     assert torch.allclose(standard.mean(dim=(0, 2, 3)), torch.zeros(4), atol=1e-2)
     assert torch.allclose(standard.std(dim=(0, 2, 3)), torch.ones(4), atol=1e-2)
+
+
+def test_noise_hides_a_whole_picture_where_sampling_starts():
+    """Even the mean of a latent channel, its largest Fourier coefficient; Stable Diffusion's own betas show it."""
+    drawn = np.stack([pictures.draw_picture(5, i, 128).image for i in range(48)])
+    latents = autoencoder.encode_all(load("tiny").vae, drawn, "cpu").float()
+    variance = 32 ** 2 * latents.mean(dim=(2, 3)).var(dim=0).max()     # the noise's is 1
+    for config, hidden in ((diffusion.SCHEDULE, True), (ScheduleConfig(), False)):
+        schedule = Schedule(config)
+        signal = schedule.alphas_cumprod[schedule.timesteps(STEPS)[0][0]]
+        assert bool(signal / (1 - signal) * variance < 0.2) == hidden
 
 
 def test_pictures_of_masks_have_more_turns():
