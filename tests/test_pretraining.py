@@ -62,9 +62,11 @@ def test_noise_hides_a_whole_picture_where_sampling_starts():
         assert bool(signal / (1 - signal) * variance < 0.2) == hidden
 
 
-def test_pictures_of_masks_have_more_turns():
-    captions = ["a photo of wood", "a photo of mask with large hole", "", "a photo of wood with small hole"]
-    assert diffusion.turns(captions).tolist() == [0, *[1] * diffusion.MASK_TURNS, 2, 3] and diffusion.MASK_TURNS > 1
+def test_pictures_of_masks_have_more_turns_and_those_of_strokes_most():
+    captions = ["a photo of wood", "a photo of mask with large hole", "", "a photo of wood with small scratch",
+                "a photo of mask with small scratch top left"]
+    expected = [0, *[1] * diffusion.MASK_TURNS, 2, 3, *[4] * diffusion.STROKE_TURNS]
+    assert diffusion.turns(captions).tolist() == expected and 1 < diffusion.MASK_TURNS < diffusion.STROKE_TURNS
 
 
 def test_quality_is_psnr_over_all_and_inside_the_masks(drawn):

@@ -30,8 +30,9 @@ UNET = UNetConfig(channels=(48, 96, 192), cross_attention=(False, True, True), l
 # vague shapes (Lin et al., "Common Diffusion Noise Schedules and Sample Steps are Flawed"). Up to 0.025 it is 0.08.
 SCHEDULE = ScheduleConfig(beta_end=0.025, v_prediction=True)
 RATE, AVERAGE, BATCH = 6e-4, 0.9995, 8
-# Shapes are learned from pictures of masks alone, and one in eight of these shows a scratch.
-MASK_TURNS = 3
+# Shapes are learned from pictures of masks alone. The blobs of five kinds teach one another; a scratch, the only straight
+# stroke, is one in seven of them.
+MASK_TURNS, STROKE_TURNS = 2, 12
 # Weight of a defect's cells above the others: together they count as this share of a picture, each at most so much.
 DEFECT_SHARE, MOST = 0.35, 6.0
 
@@ -89,9 +90,10 @@ class Encoded:
 
 
 def turns(captions: list[str]) -> Tensor:
-    """Every picture once, captioned pictures of masks MASK_TURNS times."""
-    return torch.tensor([i for i, caption in enumerate(captions)
-                         for _ in range(MASK_TURNS if caption.startswith("a photo of mask") else 1)])
+    """Every picture once, captioned pictures of masks MASK_TURNS times, of a scratch's mask STROKE_TURNS times."""
+    def count(words: list[str]) -> int:
+        return (STROKE_TURNS if "scratch" in words else MASK_TURNS) if "mask" in words else 1
+    return torch.tensor([i for i, caption in enumerate(captions) for _ in range(count(caption.split()))])
 
 
 def shares(masks: np.ndarray, cells: int) -> Tensor:
