@@ -9,7 +9,7 @@ from anomaly.output.console import Progress
 from anomaly.output.synthetic.pictures import draw_picture
 from pretraining.autoencoder import to_float
 
-SIDE, STEPS, BATCH, PICTURES = 64, 1200, 32, 4000
+SIDE, STEPS, BATCH, PICTURES = 64, 2400, 32, 8000
 
 
 class Segmenter(nn.Module):
