@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from anomaly.reweight import constant, difference, literal, paper, released
+from anomaly.reweight import GAIN, TAU, constant, difference, literal, paper, released
 
 SIDE, SCALE = 32, 6     # latent cells, pixels each
 
@@ -40,8 +40,8 @@ def main() -> None:
     """Write the picture beside this file."""
     d, m = half_drawn()
     maps = [("difference d", d, 0.0, float(d.max()))]
-    for name, w in (("paper: G 1.5, tau 0.5", paper(d, m)), ("literal", literal(d, m)),
-                    ("released", released(d, m)), ("constant 1.5", constant(d, m))):
+    for name, w in ((f"paper: G {GAIN:g}, tau {TAU:g}", paper(d, m)), ("literal", literal(d, m)),
+                    ("released", released(d, m)), (f"constant {GAIN:g}", constant(d, m))):
         inside = w[m > 0]
         maps.append((f"{name}  [{inside.min():.2g}, {inside.max():.3g}]", w, 0.0, 3.0))
     width = SIDE * SCALE + 8

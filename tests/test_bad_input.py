@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from anomaly.sampler import GUIDANCE_SCALE
 from commands import call
 
 
@@ -215,5 +216,5 @@ def test_sampling_again_with_another_option_names_it(capsys, run, tmp_path):
     command = ["--run", run, "--masks", "train", "--n", 1, "--steps", 1, "--out", tmp_path / "out", "--batch-size", 1]
     assert call("sample", *command) == 0
     line = refused(capsys, "sample", *command, "--guidance", 2)
-    assert "--guidance: 2.0" in line and "4.0" in line
+    assert "--guidance: 2.0" in line and str(GUIDANCE_SCALE) in line
     assert call("sample", *command, "--only", "tile/crack", "--n", 2, "--batch-size", 2) == 0

@@ -21,7 +21,7 @@ from anomaly.output.console import Parser, at_least, choose_device, run_tool
 from anomaly.output.files import replacing, write_image
 from anomaly.output.sheets import sheet, to_pixels
 from anomaly.output.synthetic.products import PRODUCTS
-from anomaly.sampler import GUIDANCE_SCALE, STEPS, Guidance, ddim
+from anomaly.sampler import STEPS, Guidance, ddim
 from ldm.model import StableDiffusion
 from ldm.schedule import Schedule
 from ldm.text_encoder import TextEncoder
@@ -95,7 +95,7 @@ def preview(sd: StableDiffusion) -> list[tuple[str, list[np.ndarray]]]:
         context = torch.cat([sd.context(prompt) for prompt in prompts])
         cells = sd.unet.config.sample_size
         noise = torch.randn((len(prompts), 4, cells, cells), generator=torch.Generator().manual_seed(number))
-        latents = ddim(sd, noise.to(sd.device), context, Guidance(GUIDANCE_SCALE, uncond), STEPS)
+        latents = ddim(sd, noise.to(sd.device), context, Guidance(diffusion.TEXT_GUIDANCE, uncond), STEPS)
         with torch.no_grad():
             rows.append((f"a photo of {product} ...", [to_pixels(p) for p in sd.vae.decode(latents)]))
     return rows

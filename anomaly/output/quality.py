@@ -1,7 +1,7 @@
 """What is measured on painted defects. Pictures are float (b, 3, h, w) in [-1, 1], masks bool (b, h, w), none empty.
 
-Each measure of pictures is a number for each, (b,); those of a mask's shape take one, (h, w). What is painted, the normal surface and the real defect must be seen
-alike: all of them through the VAE, or none.
+Each measure of pictures is a number for each, (b,); those of a mask's shape take one, (h, w). What is painted, the
+normal surface and the real defect must be seen alike: all of them through the VAE, or none.
 """
 
 import numpy as np

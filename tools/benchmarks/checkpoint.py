@@ -34,6 +34,7 @@ from benchmarks.segmenter import accuracy, quadrants, train_segmenter
 from benchmarks.tables import table
 from ldm.model import StableDiffusion
 from pretraining.autoencoder import encode_all, quality
+from pretraining.diffusion import TEXT_GUIDANCE
 from pretraining.pictures import PictureSet, picture_set
 from sample import load_learner
 from weights import load
@@ -100,7 +101,7 @@ def placed(sd: StableDiffusion) -> tuple[float, float]:
     with Progress("text to image", len(prompts)) as progress, torch.no_grad():
         for i in range(0, len(prompts), BATCH):
             context = torch.cat([sd.context(prompt) for prompt, _ in prompts[i:i + BATCH]])
-            latents = ddim(sd, noise[i:i + BATCH].to(sd.device), context, Guidance(GUIDANCE_SCALE, uncond), STEPS)
+            latents = ddim(sd, noise[i:i + BATCH].to(sd.device), context, Guidance(TEXT_GUIDANCE, uncond), STEPS)
             found = quadrants(net, sd.vae.decode(latents).clamp(-1, 1).cpu())
             right += sum(place == corner for place, (_, corner) in zip(found, prompts[i:i + BATCH]))
             for _ in found:
