@@ -65,7 +65,7 @@ def test_a_paired_difference_has_its_standard_error():
 
 def test_rows_are_told_apart_by_all_that_they_do_and_not_by_their_names():
     row = painting.Row("a name")
-    changes = {"variant": "without e_s", "guidance": 1.5, "steps": 7, "negative": "object",
+    changes = {"variant": "without e_s", "guidance": 1.75, "steps": 7, "negative": "object",
                "weigh": partial(method.paper, gain=2.0, tau=0.5), "calibrated": method.constant, "again": True}
     assert {f.name for f in fields(row)} == {"name", *changes}
     keys = {replace(row, **{name: value}).key for name, value in changes.items()}

@@ -27,19 +27,19 @@ from benchmarks.tables import contrast_ratio, interval, paired, share, shown, ta
 
 QUICK = Scale(main=(4, 2), single=(3, 1), defaults=(4, 2), learning=25)
 BASE = Row(f"base: learned, guidance {GUIDANCE_SCALE:g}, {STEPS} steps, no re-weighting")
-ADAPTED = [(1.0, 0.5), (1.5, 0.5), (1.5, 1.0), (2.0, 0.5), (2.0, 1.0), (3.0, 0.5)]      # gain, tau
-COMPARED = (2.0, 0.5)       # of them, where adapting is compared with a constant scene by scene
+ADAPTED = [(1.0, 0.5), (1.2, 0.5), (1.5, 0.5), (1.5, 1.0), (2.0, 0.5), (2.0, 1.0)]      # gain, tau
+COMPARED = (1.5, 0.5)       # of them, where adapting is compared with a constant scene by scene
 SHOWN = (1, 4, 8, 12, 16, 19)   # steps whose maps are shown
 
 
 def single_changes() -> list[Row]:
     """One thing at a time."""
     rows = [BASE, *(Row(name, name) for name in (WORDS, *VARIANTS) if name != "learned")]
-    rows += [Row(f"guidance {g:g}", guidance=g) for g in (1.0, 2.5, 4.0) if g != GUIDANCE_SCALE]
+    rows += [Row(f"guidance {g:g}", guidance=g) for g in (1.0, 1.25, 2.0, 2.5, 4.0) if g != GUIDANCE_SCALE]
     rows += [Row(f"{n} steps", steps=n) for n in (10, 20, 50) if n != STEPS]
     rows += [Row("negative prompt: the object", negative="object")]
     rows += [Row("literal", weigh=literal), Row("released", weigh=released)]
-    rows += [Row(f"constant {g:g}", weigh=partial(constant, gain=g)) for g in (1.5, 2.0, 3.0)]
+    rows += [Row(f"constant {g:g}", weigh=partial(constant, gain=g)) for g in (1.2, 1.5, 2.0)]
     rows += [Row(f"paper, gain {g:g}, tau {tau:g}", weigh=partial(paper, gain=g, tau=tau)) for g, tau in ADAPTED]
     rows += [Row(f"{w.__name__}, gain of the defect", calibrated=w) for w in (constant, paper)]
     return rows
