@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from einops import einsum, rearrange
 from torch import Tensor
 
-GAIN, TAU, EPS = 1.2, 0.5, 0.05     # of `paper`; eps = 0 and tau = 1 is 1/d over its sum
+GAIN, TAU, EPS = 1.5, 0.5, 0.05     # of `paper`; eps = 0 and tau = 1 is 1/d over its sum
 FLOOR = 1e-12                       # of d, so that "no difference anywhere" is a uniform map
 
 

@@ -18,7 +18,7 @@ from anomaly.reweight import difference, pyramid
 from ldm.model import StableDiffusion
 
 
-STEPS, GUIDANCE_SCALE = 20, 1.5     # defaults of the tools
+STEPS = 20      # the tools' default
 
 
 @dataclass(frozen=True)

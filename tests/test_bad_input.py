@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from anomaly.sampler import GUIDANCE_SCALE
 from commands import call
 
 
@@ -150,6 +149,7 @@ def test_a_run_made_with_another_model(capsys, checkpoint, other_checkpoint, goo
     (["--seed", "-1"], ["--seed", "at least 0"]),
     (["--guidance", "0"], ["--guidance", "above 0"]),
     (["--guidance", "nan"], ["--guidance", "above 0"]),
+    (["--guidance", "high"], ["--guidance", "high", "a number or auto"]),
     (["--reweight", "strong"], ["--reweight", "strong", "literal"]),
     (["--reweight", "off", "--reweight-gain", "2"], ["--reweight-gain", "paper and constant"]),
     (["--unknown", "1"], ["unknown option", "--unknown"]),
@@ -166,6 +166,14 @@ def test_faulty_sampling_options(capsys, run, tmp_path, argv, words):
     line = refused(capsys, "sample", "--run", run, "--masks", "train", "--out", tmp_path / "out", *argv)
     assert all(word in line for word in words), line
     assert not (tmp_path / "out").exists()
+
+
+def test_embeddings_without_a_guidance_scale(capsys, run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "r")
+    path = copy / "embeddings/tile-crack.safetensors"
+    save_file(load_file(path), path, {"steps": "1"})
+    line = refused(capsys, "sample", "--run", copy, "--masks", "train", "--out", tmp_path / "out")
+    assert "tile-crack.safetensors" in line and "--guidance" in line and not (tmp_path / "out").exists()
 
 
 def test_an_output_that_is_a_file(capsys, run, tmp_path):
@@ -216,5 +224,5 @@ def test_sampling_again_with_another_option_names_it(capsys, run, tmp_path):
     command = ["--run", run, "--masks", "train", "--n", 1, "--steps", 1, "--out", tmp_path / "out", "--batch-size", 1]
     assert call("sample", *command) == 0
     line = refused(capsys, "sample", *command, "--guidance", 2)
-    assert "--guidance: 2.0" in line and str(GUIDANCE_SCALE) in line
+    assert "--guidance: 2.0" in line and "'auto'" in line
     assert call("sample", *command, "--only", "tile/crack", "--n", 2, "--batch-size", 2) == 0

@@ -5,6 +5,7 @@ It paints noise: what is tested is everything that must hold whatever a checkpoi
 
 import csv
 import json
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -13,11 +14,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from anomaly.dataset import read_mask, read_photograph
 from anomaly.mask_model import mask_picture
 from anomaly.output import generate
+from anomaly.output.calibrate import LARGEST
 from commands import call, start
 
 
@@ -108,6 +111,28 @@ def test_the_same_command_gives_the_same_bytes(trained, generated, checkpoint, p
     assert differing(generated, tmp_path / "out") == []
 
 
+def test_without_an_option_each_defect_has_the_guidance_that_training_found(trained, photographs, tmp_path):
+    run, common = shutil.copytree(trained, tmp_path / "run"), ["--masks", "train", "--n", 1, "--steps", 3, "--batch-size", 4]
+    scales = {"blowhole": "1.75", "crack": "3.5"}
+    for name, scale in scales.items():
+        path = run / f"embeddings/{photographs.name}-{name}.safetensors"
+        with safe_open(path, framework="pt") as file:
+            tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()
+        assert 1 <= float(metadata["guidance"]) <= LARGEST
+        save_file(tensors, path, {**metadata, "guidance": scale})
+    only = ",".join(f"{photographs.name}/{name}" for name in scales)
+    assert call("sample", "--run", run, *common, "--out", tmp_path / "auto", "--only", only) == 0
+    pictures = {}
+    for name, scale in scales.items():
+        image = f"{photographs.name}/test/{name}/00000.png"
+        for g in scales.values():
+            out = tmp_path / f"{name} {g}"
+            assert call("sample", "--run", run, *common, "--out", out, "--only", f"{photographs.name}/{name}",
+                        "--guidance", g) == 0
+            pictures[g] = (out / image).read_bytes()
+        assert (tmp_path / "auto" / image).read_bytes() == pictures[scale] and len(set(pictures.values())) == 2
+
+
 def test_a_pair_does_not_depend_on_n_or_the_other_defects_and_n_can_grow(trained, generated, photographs, tmp_path):
     command = ["--run", trained, "--masks", "train", "--out", tmp_path, "--steps", 3, "--batch-size", 4,
                "--only", f"{photographs.name}/crack"]
@@ -169,7 +194,7 @@ def test_one_photograph_and_one_mask_make_one_pair(trained, photographs, tmp_pat
     assert row["mask_source"] == str(mask.resolve())
 
 
-@pytest.mark.parametrize("mode", ["literal", "released", "constant", "off"])
+@pytest.mark.parametrize("mode", ["paper", "literal", "released", "constant"])
 def test_every_reweighting_paints_and_paints_differently(trained, generated, photographs, tmp_path, mode):
     assert call("sample", "--run", trained, "--masks", "train", "--out", tmp_path, "--n", 1, "--steps", 3,
                 "--batch-size", 4, "--reweight", mode, "--only", f"{photographs.name}/break") == 0

@@ -9,9 +9,10 @@ import pytest
 import torch
 from scipy.stats import bootstrap
 
+from anomaly.output import calibrate
 from anomaly.output.synthetic import demo
 from benchmarks import location, material, method, painting
-from benchmarks.tables import contrast_ratio, interval, paired, share
+from benchmarks.tables import contrast_ratio, distance, interval, paired, share
 from weights import load
 
 
@@ -63,6 +64,13 @@ def test_a_paired_difference_has_its_standard_error():
     assert paired(np.array([1.0, 2.0, 3.0])) == f"+2.000 +- {1 / 3 ** 0.5:.3f}"
 
 
+def test_the_distance_from_the_real_defect_counts_too_much_as_too_little():
+    nothing, half, real, twice = ([1, 1, 1, 1, 0, 0.5, 0, 0.3], [0.5, 1, 0.5, 1, 0.25, 0.5, 0.075, 0.3],
+                                  [0, 1, 0, 1, 0.5, 0.5, 0.3, 0.3], [0, 1, 0, 1, 0.75, 0.5, 1.2, 0.3])
+    for means, expected in ((nothing, 1), (half, 0.5), (real, 0), (twice, 1.5 / 4)):
+        assert distance(*means) == pytest.approx(expected)
+
+
 def test_rows_are_told_apart_by_all_that_they_do_and_not_by_their_names():
     row = painting.Row("a name")
     changes = {"variant": "without e_s", "guidance": 1.75, "steps": 7, "negative": "object",
@@ -81,7 +89,8 @@ def test_rows_of_another_checkpoint_are_refused(tmp_path):
 
 def test_the_whole_benchmark_in_little(monkeypatch, tmp_path, capsys):
     scale = method.Scale(main=(4, 2), single=(2, 1), defaults=(2, 1), learning=1)
-    for module, values in ((method, {"QUICK": scale, "ADAPTED": [(2.0, 0.5)], "STEPS": 3, "SHOWN": (1,)}),
+    for module, values in ((method, {"QUICK": scale, "GAINS": (2.0,), "TAUS": (0.5,), "STEPS": 3, "SHOWN": (1,),
+                                     "SEEN": method.SEEN[:1]}),
                            (painting, {"GAINS": (1.0, 2.0)}), (location, {"TIMES": (500,), "STEPS": 3}),
                            (demo, {"DEMO": (("wood", "burn"),), "DEFECTIVE": 6, "NORMALS": 2}),
                            (painting.train_embed, {"VIEWS": 4})):
@@ -92,16 +101,19 @@ def test_the_whole_benchmark_in_little(monkeypatch, tmp_path, capsys):
     def paint_in_two_steps(*args):
         painted.append(args)
         return paint(*args[:-1], replace(args[-1], steps=2))
-    monkeypatch.setattr(painting, "paint_crops", paint_in_two_steps)
+    for module in (painting, calibrate, method):
+        monkeypatch.setattr(module, "paint_crops", paint_in_two_steps)
     method.main(tmp_path, quick=True)
     first, count = capsys.readouterr().out, len(painted)
     assert "nan" not in first and (tmp_path / "weight_maps.png").exists()
     for line in ("| the real defect | wood/burn | 1.00 (1.00 to 1.00) |", "| words only | wood/burn |",
-                 "| paper, gain of the defect | wood/burn |", "| the tools' defaults | wood/burn |",
+                 "| no guidance, paper, gain of the defect | wood/burn |", "| the tools' defaults | wood/burn |",
+                 "| its own caption, guidance 4 | plastic/glue |",
                  "| wood/burn | branched | irregular |", "| wood/burn | background 0.3 |"):
         assert line in first
     kept = json.loads((tmp_path / "method.json").read_text())
     del kept["made with"]
     assert {len(values) for row in kept.values() if isinstance(row, dict) for values in row.values()} == {2, 4}
+    assert {key.split("/")[0] for key in kept} == {"tune", "report", "defaults", "guidance", "gain", "location"}
     method.main(tmp_path, quick=True)           # the rows are read; only what they are compared with is painted
     assert capsys.readouterr().out == first and len(painted) - count < count / 8

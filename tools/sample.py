@@ -19,11 +19,11 @@ from anomaly.dataset import Defect, select
 from anomaly.embedding import AnomalyEmbedding
 from anomaly.output import generate
 from anomaly.output import run as runs
-from anomaly.output.console import (DTYPES, Parser, Progress, at_least, choose_device, choose_dtype, positive,
-                                    run_tool)
+from anomaly.output.console import (DTYPES, Parser, Progress, at_least, auto_or_positive, choose_device, choose_dtype,
+                                    positive, run_tool)
 from anomaly.output.pairs import PairFolder
 from anomaly.output.placement import Normal, find_normals, fits, read_mask_files, training_stamps
-from anomaly.sampler import GUIDANCE_SCALE, STEPS, Guidance
+from anomaly.sampler import STEPS, Guidance
 from ldm.model import StableDiffusion
 from weights import fingerprint, load
 
@@ -42,9 +42,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--masks", default="learned", help="learned: drawn by the mask model; train: the training masks, "
         "moved; or a mask file or folder, used as it lies")
     add("--steps", type=at_least(1, 500), default=STEPS, help="DDIM steps")
-    add("--guidance", type=positive, default=GUIDANCE_SCALE, help="classifier-free guidance scale, 1: none")
+    add("--guidance", type=auto_or_positive, default="auto", help="classifier-free guidance scale, 1: none; auto: "
+        "with which training found the defect as strong as in its photographs")
     add("--negative", choices=["empty", "object"], default="empty", help="the prompt guided away from")
-    add("--reweight", choices=list(WEIGH), default="paper", help="attention re-weighting")
+    add("--reweight", choices=list(WEIGH), default="off", help="attention re-weighting; strengthens, as guidance does")
     add("--reweight-gain", type=positive, help="mean weight G of --reweight paper or constant (default: "
         f"{reweight.GAIN})")
     add("--batch-size", type=at_least(1), default=8, help="pairs painted together")
@@ -150,8 +151,9 @@ def main(argv: list[str] | None = None) -> None:
         one = len(photographs) == 1 and Path(args.masks).is_file()
         n = args.n if args.n is not None else 1 if one else 16
         negative = defect.object.replace("_", " ") if args.negative == "object" else ""
-        settings = generate.Settings(run.config["size"], args.steps,
-                                     Guidance(args.guidance, sd.context(negative)), to_rgb, weigh_function(args))
+        scale = runs.load_guidance(run, defect) if args.guidance == "auto" else args.guidance
+        settings = generate.Settings(run.config["size"], args.steps, Guidance(scale, sd.context(negative)), to_rgb,
+                                     weigh_function(args))
         done = sum(folder.done(defect, k) for k in range(n))
         with Progress(f"painting {defect.key}", n, done) as progress:
             for block in blocks(n, args.batch_size):

@@ -22,6 +22,7 @@ from anomaly.dataset import (Defect, check_names, find_defects, first_third, pai
 from anomaly.embedding import AnomalyEmbedding, MaskEmbedding
 from anomaly.mask_model import mask_picture
 from anomaly.output import run as runs
+from anomaly.output.calibrate import guidance_of
 from anomaly.output.console import (DTYPES, Parser, Progress, at_least, choose_device, choose_dtype, path_or,
                                     run_tool)
 from anomaly.output.files import write_image
@@ -29,8 +30,8 @@ from anomaly.output.generate import Settings
 from anomaly.output.preview import preview_row, training_views
 from anomaly.output.sheets import sheet
 from anomaly.output.synthetic.demo import demo_data
-from anomaly.reweight import latent_to_rgb, paper
-from anomaly.sampler import GUIDANCE_SCALE, STEPS, Guidance
+from anomaly.reweight import latent_to_rgb
+from anomaly.sampler import STEPS, Guidance
 from anomaly.train import Views, encode, textual_inversion
 from ldm.model import StableDiffusion
 from weights import TINY, fingerprint, load
@@ -177,7 +178,12 @@ def main(argv: list[str] | None = None) -> None:
     learner = AnomalyEmbedding(sd, defects, args.seed)
     views = {d.stem: encode_views(sd, d, size, not args.no_flip, args.seed) for d in defects}
     learn(run, "image", sd, views, learner, args)
-    runs.save_vectors(run, "embeddings", "", learner.e_a)
+    uncond = sd.context("")
+    settings = Settings(size, STEPS, Guidance(1.0, uncond), to_rgb, None)
+    with Progress("finding the guidance", len(defects)) as progress:
+        guidance = {d.stem: guidance_of(sd, d, learner, settings) for d in progress.each(defects)}
+    print(*(f"{d.key}: guidance {guidance[d.stem]:g}" for d in defects), sep="\n", file=sys.stderr)
+    runs.save_vectors(run, "embeddings", "", learner.e_a, guidance)
     runs.save_module(run, "spatial_encoder", learner.spatial_encoder.state_dict())
     masks = None
     if not args.no_masks:
@@ -185,9 +191,9 @@ def main(argv: list[str] | None = None) -> None:
         learn(run, "mask", sd, {d.stem: encode_masks(sd, d, size) for d in defects}, masks, args)
         runs.save_vectors(run, "mask_embeddings", "-mask", masks.e_m)
     runs.sort_losses(run)
-    settings = Settings(size, STEPS, Guidance(GUIDANCE_SCALE, sd.context("")), to_rgb, paper)
     with Progress("drawing the preview", len(defects)) as progress:
-        rows = [preview_row(sd, d, learner, masks, settings) for d in progress.each(defects)]
+        rows = [preview_row(sd, d, learner, masks, replace(settings, guidance=Guidance(guidance[d.stem], uncond)))
+                for d in progress.each(defects)]
     write_image(args.out / "preview.jpg", sheet(rows))
     print(args.out / "preview.jpg")
 

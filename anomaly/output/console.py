@@ -59,6 +59,16 @@ def positive(text: str) -> float:
     return value
 
 
+def auto_or_positive(text: str) -> str | float:
+    """An argparse type: the word auto, or a finite number above 0."""
+    if text == "auto":
+        return text
+    try:
+        return positive(text)
+    except argparse.ArgumentTypeError as err:
+        raise argparse.ArgumentTypeError(f"{err} or auto") from None
+
+
 def path_or(word: str) -> Callable[[str], str | Path]:
     """An argparse type: the word itself, or a path (./word, for one of that name)."""
     return lambda text: text if text == word else Path(text)

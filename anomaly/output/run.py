@@ -172,12 +172,17 @@ def _metadata(run: Run, **more: str) -> dict[str, str]:
             "weights_sha256": run.config["weights_sha256"], **more}
 
 
-def save_vectors(run: Run, folder: str, suffix: str, vectors: nn.ParameterDict) -> None:
-    """One file a defect; the key is lower case because CLIP's tokenizer lower-cases the prompts."""
+def save_vectors(run: Run, folder: str, suffix: str, vectors: nn.ParameterDict,
+                 guidance: dict[str, float] | None = None) -> None:
+    """One file a defect, of e_a with its guidance scale in the metadata.
+
+    The key is lower case because CLIP's tokenizer lower-cases the prompts.
+    """
     for defect in run.defects:
         key = f"<{defect.stem.lower()}{suffix}>"
+        more = {} if guidance is None else {"guidance": str(guidance[defect.stem])}
         write_tensors(run.folder / folder / f"{defect.stem}.safetensors", {key: vectors[defect.stem].float()},
-                      _metadata(run, object=defect.object, defect=defect.name))
+                      _metadata(run, object=defect.object, defect=defect.name, **more))
 
 
 def _check_steps(run: Run, path: Path, metadata: dict[str, str]) -> None:
@@ -193,6 +198,16 @@ def load_vectors(run: Run, folder: str, defect: Defect) -> Tensor:
     tensors, metadata = read_tensors(path)
     _check_steps(run, path, metadata)
     return next(iter(tensors.values()))
+
+
+def load_guidance(run: Run, defect: Defect) -> float:
+    """The guidance scale that training found for a defect; ValueError if there is none."""
+    path = run.folder / "embeddings" / f"{defect.stem}.safetensors"
+    metadata = read_tensors(path)[1]
+    _check_steps(run, path, metadata)
+    if "guidance" not in metadata:
+        raise ValueError(f"{path}: no guidance in its metadata; give --guidance, or run train_embed.py with --resume")
+    return float(metadata["guidance"])
 
 
 def save_module(run: Run, name: str, tensors: dict[str, Tensor]) -> None:

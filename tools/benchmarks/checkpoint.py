@@ -27,8 +27,7 @@ from anomaly.output.synthetic.defects import THIN
 from anomaly.output.synthetic.demo import FRAME
 from anomaly.output.synthetic.pictures import draw_scene, pairs
 from anomaly.output.synthetic.products import PRODUCTS
-from anomaly.reweight import paper
-from anomaly.sampler import GUIDANCE_SCALE, STEPS, Guidance, ddim
+from anomaly.sampler import STEPS, Guidance, ddim
 from benchmarks.material import BATCH, material
 from benchmarks.segmenter import accuracy, quadrants, train_segmenter
 from benchmarks.tables import table
@@ -134,8 +133,8 @@ def wrong_places(sd: StableDiffusion, unseen: PictureSet) -> tuple[float, float]
 def demo_row(sd: StableDiffusion, run: runs.Run, defect: Defect, learner: AnomalyEmbedding) -> list[str]:
     """Share of the way to the real defect in mean colour, with the tools' defaults."""
     scene = material(sd, "checkpoint", defect.object, defect.name, IMAGES, run.config["size"])
-    settings = Settings(run.config["size"], STEPS, Guidance(GUIDANCE_SCALE, sd.context("")),
-                        runs.load_module(run, "latent_to_rgb")["latent_to_rgb"], paper)
+    settings = Settings(run.config["size"], STEPS, Guidance(runs.load_guidance(run, defect), sd.context("")),
+                        runs.load_module(run, "latent_to_rgb")["latent_to_rgb"], None)
     shares = []
     with Progress(f"painting {defect.key}", IMAGES * SEEDS) as progress:
         for seed in range(SEEDS):

@@ -5,20 +5,19 @@ from torch import Tensor
 
 from anomaly.dataset import Defect
 from anomaly.output.generate import context_of
-from anomaly.sampler import GUIDANCE_SCALE, STEPS, Guidance, guided
+from anomaly.sampler import STEPS, Guidance, guided
 from anomaly.train import masked_losses
 from benchmarks.material import BATCH, encoded
-from benchmarks.painting import Bench, Numbers
+from benchmarks.painting import Bench, Numbers, Row
 from ldm.model import StableDiffusion
 
 TIMES = (100, 300, 500, 700, 900)   # of the losses
 START = 700                         # timestep from which the unblended painting starts
 
 
-def unblended(sd: StableDiffusion, y_0: Tensor, noise: Tensor, context: Tensor) -> Tensor:
+def unblended(sd: StableDiffusion, y_0: Tensor, noise: Tensor, context: Tensor, guidance: Guidance) -> Tensor:
     """DDIM from q(y_t) at t = START, where nothing holds the surroundings."""
     pairs = [pair for pair in sd.schedule.timesteps(STEPS) if pair[0] <= START]
-    guidance = Guidance(GUIDANCE_SCALE, sd.context(""))
     x_t = sd.schedule.q_sample(y_0, torch.full((len(y_0),), pairs[0][0]), noise)
     for pair in pairs:
         t, t_prev = (torch.full((len(y_0),), value) for value in pair)
@@ -34,11 +33,12 @@ def location(bench: Bench, variant: str, defect: Defect) -> Numbers:
     The same t and noise in all three. And how much more an unblended painting changes the mask without its mirror
     image than the mirror image without the mask, with e_s of the one and of the other.
     """
-    key = f"location/{defect.key}/{bench.scale.main[0]}/{variant}/guidance {GUIDANCE_SCALE:g}/{STEPS} steps"
+    key = f"location/{defect.key}/{bench.scale.main[0]}/{variant}/{STEPS} steps"
     if key in bench.found:
         return bench.found[key]
     sd, (scene, _) = bench.sd, bench.material("report", defect, bench.scale.main[0])
     learner, masks = bench.learners[variant], scene.masks
+    guidance = bench.settings(bench.settled(Row("", variant), defect)).guidance
     x_0, y_0 = encoded(sd, scene.real), encoded(sd, scene.normal)
     eps = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0))
     contexts = {name: context_of(sd, learner, defect.stem, m)
@@ -55,7 +55,7 @@ def location(bench: Bench, variant: str, defect: Defect) -> Numbers:
     here, there = masks & ~masks.flip(2), masks.flip(2) & ~masks
     for name in ("right", "mirrored"):
         parts = zip(*(x.split(BATCH) for x in (y_0, eps, contexts[name])))
-        pictures = torch.cat([sd.vae.decode(unblended(sd, *part)) for part in parts])
+        pictures = torch.cat([sd.vae.decode(unblended(sd, *part, guidance)) for part in parts])
         change = (pictures - scene.normal_seen).abs().mean(dim=1)
         inside, outside = ((change * m).sum(dim=(1, 2)) / m.sum(dim=(1, 2)).clamp_min(1) for m in (here, there))
         numbers[f"change, {name}"] = (inside - outside).tolist()

@@ -7,6 +7,7 @@ where it was.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -18,53 +19,68 @@ from anomaly.dataset import Defect
 from anomaly.output.files import write_image
 from anomaly.output.quality import perimeter
 from anomaly.output.sheets import mask_pixels, sheet, to_pixels
-from anomaly.output.generate import Settings, paint_crops
-from anomaly.reweight import GAIN, TAU, constant, literal, paper, released
-from anomaly.sampler import GUIDANCE_SCALE, STEPS, Guidance
+from anomaly.output.generate import paint_crops
+from anomaly.reweight import constant, literal, paper, released
+from anomaly.sampler import STEPS
 from benchmarks.location import location
-from benchmarks.painting import VARIANTS, WORDS, Bench, Numbers, Recorder, Row, Scale
-from benchmarks.tables import contrast_ratio, interval, paired, share, shown, table
+from benchmarks.painting import CAPTION, VARIANTS, WORDS, Bench, Numbers, Recorder, Row, Scale
+from benchmarks.tables import MEASURED, contrast_ratio, distance, interval, paired, share, shown, table
 
 QUICK = Scale(main=(4, 2), single=(3, 1), defaults=(4, 2), learning=25)
-BASE = Row(f"base: learned, guidance {GUIDANCE_SCALE:g}, {STEPS} steps, no re-weighting")
-ADAPTED = [(1.0, 0.5), (1.2, 0.5), (1.5, 0.5), (1.5, 1.0), (2.0, 0.5), (2.0, 1.0)]      # gain, tau
-COMPARED = (1.5, 0.5)       # of them, where adapting is compared with a constant scene by scene
+BASE = Row(f"base: learned, the defect's own guidance, {STEPS} steps, no re-weighting")
+BARE = Row("no guidance", guidance=1.0)     # the paper's
+GAINS, TAUS = (1.2, 1.5, 2.0, 3.0), (0.5, 1.0)
+COMPARED = {"gain": 1.5, "tau": 0.5}        # where adapting is compared with a constant scene by scene
+SEEN = [Defect("plastic", "glue", ()), Defect("metal", "scratch", ())]   # pretraining's own: what limits the rest
 SHOWN = (1, 4, 8, 12, 16, 19)   # steps whose maps are shown
 
 
 def single_changes() -> list[Row]:
-    """One thing at a time."""
-    rows = [BASE, *(Row(name, name) for name in (WORDS, *VARIANTS) if name != "learned")]
-    rows += [Row(f"guidance {g:g}", guidance=g) for g in (1.0, 1.25, 2.0, 2.5, 4.0) if g != GUIDANCE_SCALE]
+    """One thing at a time; re-weightings that only strengthen in the place of guidance."""
+    rows = [BASE, *(replace(BASE, name=name, variant=name) for name in (WORDS, *VARIANTS) if name != "learned")]
+    rows += [BARE, *(Row(f"guidance {g:g}", guidance=g) for g in (1.5, 2.0, 2.5, 4.0))]
     rows += [Row(f"{n} steps", steps=n) for n in (10, 20, 50) if n != STEPS]
     rows += [Row("negative prompt: the object", negative="object")]
     rows += [Row("literal", weigh=literal), Row("released", weigh=released)]
-    rows += [Row(f"constant {g:g}", weigh=partial(constant, gain=g)) for g in (1.2, 1.5, 2.0)]
-    rows += [Row(f"paper, gain {g:g}, tau {tau:g}", weigh=partial(paper, gain=g, tau=tau)) for g, tau in ADAPTED]
-    rows += [Row(f"{w.__name__}, gain of the defect", calibrated=w) for w in (constant, paper)]
-    return rows
+    rows += [Row(f"paper, gain 1, tau {tau:g}", weigh=partial(paper, gain=1.0, tau=tau)) for tau in TAUS]
+    for gain in GAINS:
+        rows += [replace(BARE, name=f"no guidance, constant {gain:g}", weigh=partial(constant, gain=gain))]
+        rows += [replace(BARE, name=f"no guidance, paper, gain {gain:g}, tau {tau:g}",
+                         weigh=partial(paper, gain=gain, tau=tau)) for tau in TAUS]
+    return rows + own_gains("no guidance, ")
+
+
+def own_gains(before: str) -> list[Row]:
+    """In the place of guidance, each with the gain at which a defect's contrast is its training photographs'."""
+    return [replace(BARE, name=f"{before}{w.__name__}, gain of the defect", calibrated=w) for w in (constant, paper)]
 
 
 def main_rows() -> list[Row]:
-    """The parts of the method, one after the other."""
-    gain, tau = COMPARED
-    return [Row(WORDS, WORDS), Row("unmasked loss", "unmasked loss"), Row("masked loss, without e_s", "without e_s"),
-            Row("masked loss, e_s"), Row(f"+ constant {gain:g}", weigh=partial(constant, gain=gain)),
-            Row(f"+ paper, gain {gain:g}, tau {tau:g}", weigh=partial(paper, gain=gain, tau=tau)),
-            Row("+ the same, drawn again with its last map", weigh=partial(paper, gain=gain, tau=tau), again=True)]
+    """The parts of the method, one after the other, without guidance but for the last."""
+    compared = partial(paper, **COMPARED)
+    name = f"+ paper, gain {COMPARED['gain']:g}, tau {COMPARED['tau']:g}"
+    return [replace(BARE, name=WORDS, variant=WORDS), replace(BARE, name="unmasked loss", variant="unmasked loss"),
+            replace(BARE, name="masked loss, without e_s", variant="without e_s"),
+            replace(BARE, name="masked loss, e_s"),
+            replace(BARE, name=f"+ constant {COMPARED['gain']:g}", weigh=partial(constant, gain=COMPARED["gain"])),
+            replace(BARE, name=name, weigh=compared),
+            replace(BARE, name="+ the same, drawn again with its last map", weigh=compared, again=True),
+            *own_gains("+ "), replace(BASE, name="+ the defect's own guidance instead")]
 
 
 def line(name: str, defect: Defect, n: Numbers) -> list[str]:
     """A row of the table."""
     return [name, defect.key, shown(interval(share, n["colour"], n["whole colour"])),
-            shown(interval(share, n["histogram"], n["whole histogram"])), shown(interval(np.asarray, n["fill"])),
+            shown(interval(share, n["histogram"], n["whole histogram"])), f"{np.mean(n['fill']):.2f}",
+            shown(interval(np.divide, n["fill"], n["real fill"])),
             shown(interval(contrast_ratio, n["contrast"], n["real contrast"])), f"{np.mean(n['leak']):.3f}",
             f"{np.mean(n['diversity']):.3f}" if "diversity" in n else ""]
 
 
-def lines(bench: Bench, label: str, rows: list[Row], amount: tuple[int, int]) -> Iterator[list[str]]:
+def lines(bench: Bench, label: str, rows: list[Row], amount: tuple[int, int],
+          defects: list[Defect]) -> Iterator[list[str]]:
     """The rows of a table, defect by defect; what the real defect through the VAE reaches first."""
-    for defect in bench.defects:
+    for defect in defects:
         for row in rows:
             numbers = bench.row(label, row, defect, amount)
             if row is rows[0]:
@@ -73,6 +89,16 @@ def lines(bench: Bench, label: str, rows: list[Row], amount: tuple[int, int]) ->
                     "fill": numbers["real fill"], "contrast": numbers["real contrast"], "leak": [np.nan]}
                 yield line("the real defect", defect, numbers | real)[:-2] + ["", ""]
             yield line(row.name, defect, numbers)
+
+
+def nearest(bench: Bench, rows: list[Row]) -> list[list[str]]:
+    """Rows of the scenes to tune on, by their distance from the real defects."""
+    found = []
+    for row in rows:
+        columns = [bench.row("tune", row, defect, bench.scale.single) for defect in bench.defects]
+        away = [float(distance(*(np.mean(n[name]) for name in MEASURED))) for n in columns]
+        found.append((float(np.mean(away)), row.name, away))
+    return [[name, *(f"{a:.2f}" for a in away), f"{mean:.3f}"] for mean, name, away in sorted(found)]
 
 
 def groups(bench: Bench, defect: Defect, shape: str, numbers: Numbers) -> dict[str, np.ndarray]:
@@ -112,10 +138,10 @@ def maps(bench: Bench) -> list[tuple[str, list[np.ndarray]]]:
     rows = []
     for defect in bench.defects:
         scene, _ = bench.material("report", defect, bench.scale.main[0])
-        record = Recorder(paper)
-        settings = Settings(bench.size, STEPS, Guidance(GUIDANCE_SCALE, bench.sd.context("")), bench.to_rgb, record)
+        record = Recorder(partial(paper, **COMPARED))
+        settings = bench.settings(replace(BARE, weigh=record))
         noise = torch.randn((1, 4, *scene.cells.shape[1:]), generator=torch.Generator().manual_seed(0))
-        context = bench.context(BASE, defect, scene)[:1]
+        context = bench.context(BARE, defect, scene)[:1]
         painted = paint_crops(bench.sd, scene.normal[:1], context, noise, settings)
         weights = [heat(record.answers[n - 1][0].numpy(), scene.cells[0].numpy()) for n in SHOWN]
         rows.append((f"{defect.key}: normal, mask, w_m at steps {', '.join(str(n + 1) for n in SHOWN)} of {STEPS}, "
@@ -137,12 +163,15 @@ def main(folder: Path, quick: bool) -> None:
     scale = QUICK if quick else Scale()
     folder.mkdir(parents=True, exist_ok=True)
     bench = Bench(folder, scale)
-    columns = ["row", "defect", "colour", "histogram", "fill", "contrast", "leak", "diversity"]
-    table(columns, lines(bench, "tune", single_changes(), scale.single))
-    table(columns, lines(bench, "report", main_rows(), scale.main))
+    columns = ["row", "defect", "colour", "histogram", "fill", "of the real", "contrast", "leak", "diversity"]
+    table(columns, lines(bench, "tune", single_changes(), scale.single, bench.defects))
+    table(["from the real defect", *(d.key for d in bench.defects), "mean"], nearest(bench, single_changes()))
+    table(columns, lines(bench, "report", main_rows(), scale.main, bench.defects))
     table(["defect", "masks", "scenes", "number", "fill", "colour", "histogram"], adaptivity(bench))
     table(["defect", "learned", "mirrored mask", "another mask", "unblended"], places(bench))
-    defaults = Row("the tools' defaults", weigh=partial(paper, gain=GAIN, tau=TAU))
-    table(columns, lines(bench, "defaults", [defaults], scale.defaults))
+    defaults = replace(BASE, name="the tools' defaults")
+    table(columns, lines(bench, "defaults", [defaults], scale.defaults, bench.defects))
+    captions = [Row(f"{CAPTION}, guidance {g:g}", CAPTION, guidance=g) for g in (1.0, 1.5, 2.5, 4.0)]
+    table(columns, lines(bench, "report", captions, scale.single, SEEN))
     write_image(folder / "weight_maps.png", sheet(maps(bench)))
     print(f"\n{folder / 'weight_maps.png'}\n{bench.results}")

@@ -11,18 +11,18 @@ import torch
 from torch import Tensor
 
 import train_embed
-from anomaly.crop import defect_crop, take
-from anomaly.dataset import Defect, find_defects, first_third, image_files, read_example, read_photograph
-from anomaly.embedding import ENCODER_RATE, VECTOR_RATE, AnomalyEmbedding
+from anomaly.dataset import Defect, find_defects, first_third
+from anomaly.embedding import ENCODER_RATE, VECTOR_RATE, AnomalyEmbedding, initial_vectors, seed_of
+from anomaly.output.calibrate import contrasts, guidance_of
 from anomaly.output.console import Progress
 from anomaly.output.files import replacing
 from anomaly.output.generate import Settings, context_of, paint_crops
-from anomaly.output.preview import training_views
-from anomaly.output.quality import contrast_energy, diversity
+from anomaly.output.quality import diversity
 from anomaly.output.synthetic.demo import demo_data
-from anomaly.sampler import GUIDANCE_SCALE, STEPS, Guidance
+from anomaly.output.synthetic.pictures import describe
+from anomaly.sampler import STEPS, Guidance
 from anomaly.train import Views, textual_inversion
-from benchmarks.material import BATCH, Material, material, measure, through_vae
+from benchmarks.material import BATCH, Material, material, measure
 from ldm.model import StableDiffusion
 from weights import fingerprint, load
 
@@ -30,8 +30,9 @@ Weigh = Callable[[Tensor, Tensor], Tensor]
 Numbers = dict[str, list[float]]            # of each scene
 
 GAINS = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0)     # tried when a defect's gain is calibrated
-NOTHING, CALIBRATION = 1 << 16, 1 << 17     # seeds apart from those of the rows
+NOTHING = 1 << 16                           # a seed apart from those of the rows
 WORDS = "words only"                        # a prompt in the place of anything learned
+CAPTION = "its own caption"                 # the words that the checkpoint was pretrained with
 
 
 class WithoutPlace(AnomalyEmbedding):
@@ -42,6 +43,29 @@ class WithoutPlace(AnomalyEmbedding):
 
     def rates(self, sd: StableDiffusion) -> list[dict]:
         return super().rates(sd)[:1]
+
+
+class WithObject(AnomalyEmbedding):
+    """"a photo of leather with *" in the place of "a photo of *"."""
+
+    def __init__(self, sd: StableDiffusion, defects: list[Defect], seed: int):
+        super().__init__(sd, defects, seed)
+        table, self.words = sd.text_encoder.word_table, {}
+        for defect in defects:
+            self.words[defect.stem] = table[sd.tokenizer.tokens(f"{defect.object} with")].float()
+
+    def forward(self, stem: str, masks: Tensor) -> dict[str, Tensor]:
+        return {"words": self.words[stem].expand(len(masks), -1, -1), **super().forward(stem, masks)}
+
+
+class WithoutWord(AnomalyEmbedding):
+    """e_a starts at the mean word."""
+
+    def __init__(self, sd: StableDiffusion, defects: list[Defect], seed: int):
+        super().__init__(sd, defects, seed)
+        for i, vectors in enumerate(self.e_a.values()):
+            generator = torch.Generator().manual_seed(seed_of(seed, i))
+            vectors.data.copy_(initial_vectors(sd, "", len(vectors), generator))
 
 
 @dataclass(frozen=True)
@@ -56,7 +80,8 @@ class Variant:
 
 
 VARIANTS = {"learned": Variant(), "unmasked loss": Variant(masked=False), "without e_s": Variant(WithoutPlace),
-            "background 0.3": Variant(background=0.3), "half the steps": Variant(steps=0.5),
+            "background 0.3": Variant(background=0.3), "prompt with the object": Variant(WithObject),
+            "starts at the mean word": Variant(WithoutWord), "half the steps": Variant(steps=0.5),
             "twice the steps": Variant(steps=2.0), "a third of the rates": Variant(rates=1 / 3),
             "three times the rates": Variant(rates=3.0)}
 
@@ -67,7 +92,7 @@ class Row:
 
     name: str
     variant: str = "learned"
-    guidance: float = GUIDANCE_SCALE
+    guidance: float | None = None                       # None: the defect's own, of the tools
     steps: int = STEPS
     negative: str = "empty"                             # or object
     weigh: Weigh | None = None
@@ -78,7 +103,8 @@ class Row:
     def key(self) -> str:
         """All of it but the name: rows that say the same are painted once."""
         weigh = f"{self.calibrated.__name__}, own gain" if self.calibrated else described(self.weigh)
-        return "/".join([self.variant, f"guidance {self.guidance:g}", f"{self.steps} steps", self.negative, weigh,
+        guidance = "own guidance" if self.guidance is None else f"guidance {self.guidance:g}"
+        return "/".join([self.variant, guidance, f"{self.steps} steps", self.negative, weigh,
                          "again" if self.again else "once"])
 
 
@@ -170,6 +196,9 @@ class Bench:
 
     def context(self, row: Row, defect: Defect, scene: Material) -> Tensor:
         """What the row is painted with, (n, L, d)."""
+        if row.variant == CAPTION:
+            captions = [describe(defect.object, defect.name, "", mask.numpy()) for mask in scene.masks]
+            return torch.cat([self.sd.context(caption) for caption in captions])
         if row.variant == WORDS:
             words = self.sd.context(f"a photo of {defect.object} with {defect.name}")
             return words.expand(len(scene.normal), -1, -1)
@@ -178,8 +207,7 @@ class Bench:
     def paint(self, row: Row, scene: Material, context: Tensor, seed: int, negative: str = "") -> Tensor:
         """Every scene, (n, 3, size, size)."""
         noise = torch.randn((len(context), 4, *scene.cells.shape[1:]), generator=torch.Generator().manual_seed(seed))
-        guidance, painted = Guidance(row.guidance, self.sd.context(negative)), []
-        settings = Settings(self.size, row.steps, guidance, self.to_rgb, row.weigh)
+        settings, painted = self.settings(row, negative), []
         for i in range(0, len(context), BATCH):
             part = slice(i, i + BATCH)
             job = self.sd, scene.normal[part], context[part], noise[part]
@@ -190,32 +218,36 @@ class Bench:
             painted.append(paint_crops(*job, settings))
         return torch.cat(painted)
 
-    def gain(self, defect: Defect, weigh: Callable[..., Tensor]) -> float:
-        """The gain at which the defect, painted at its training masks, has the training pairs' contrast.
+    def settings(self, row: Row, negative: str = "") -> Settings:
+        """What a row paints with."""
+        return Settings(self.size, row.steps, Guidance(row.guidance, self.sd.context(negative)), self.to_rgb, row.weigh)
+
+    def gain(self, defect: Defect, row: Row) -> float:
+        """The gain of row.calibrated at which the defect, painted over its training crops, has their contrast.
 
         On straight lines between GAINS; the first or the last of them where that is not enough.
         """
-        key = f"gain/{Row('', weigh=weigh).key}/{defect.key}"
+        key = f"gain/{row.key}/{defect.key}"
         if key not in self.found:
-            scene = self.at_training_masks(defect)
-            goal = contrast_energy(scene.real_seen, scene.masks).mean().clamp_min(0).sqrt()
-            reached = []
-            for gain in GAINS:
-                row = Row("", weigh=partial(weigh, gain=gain))
-                painted = self.paint(row, scene, self.context(row, defect, scene), CALIBRATION)
-                reached.append(float(contrast_energy(painted, scene.masks).mean().clamp_min(0).sqrt()))
-            self.keep(key, float(np.interp(float(goal), np.maximum.accumulate(reached), GAINS)))
+            trials = [self.settings(replace(row, weigh=partial(row.calibrated, gain=g))) for g in GAINS]
+            goal, reached = contrasts(self.sd, defect, self.learners[row.variant], trials)
+            self.keep(key, float(np.interp(goal, np.maximum.accumulate(reached), GAINS)))
         return self.found[key]
 
-    def at_training_masks(self, defect: Defect) -> Material:
-        """Normal photographs of the data, cropped as the training pairs are, beside the training pairs."""
-        factor, normal = self.sd.vae.config.factor, []
-        for example, path in zip(defect.examples, image_files(defect.normals)):
-            mask = read_example(example)[1]
-            normal.append(take(read_photograph(path), mask, defect_crop(mask, self.size), self.size, factor))
-        real = training_views(defect, self.size, factor)
-        return Material(normal, real, torch.stack([c.mask for c in normal]), through_vae(self.sd, normal),
-                        through_vae(self.sd, real))
+    def guidance(self, defect: Defect, row: Row) -> float:
+        """The scale that the tools find for what the row has learned."""
+        variant = "learned" if row.variant == WORDS else row.variant
+        key = f"guidance/{variant}/{row.steps} steps/{defect.key}"
+        if key not in self.found:
+            settings = self.settings(Row("", guidance=1.0, steps=row.steps))
+            self.keep(key, guidance_of(self.sd, defect, self.learners[variant], settings))
+        return self.found[key]
+
+    def settled(self, row: Row, defect: Defect) -> Row:
+        """The row with the defect's own guidance and gain."""
+        if row.guidance is None:
+            row = replace(row, guidance=self.guidance(defect, row))
+        return replace(row, weigh=partial(row.calibrated, gain=self.gain(defect, row))) if row.calibrated else row
 
     def row(self, label: str, row: Row, defect: Defect, amount: tuple[int, int], shape: str = "own") -> Numbers:
         """The row's measures of a defect; means over the noises. Painted once, then read."""
@@ -223,8 +255,7 @@ class Bench:
         key = f"{label}/{defect.key}/{shape}/{count} x {seeds}/{row.key}"
         if key not in self.found:
             scene, nothing = self.material(label, defect, count, shape)
-            if row.calibrated:
-                row = replace(row, weigh=partial(row.calibrated, gain=self.gain(defect, row.calibrated)))
+            row = self.settled(row, defect)
             negative = defect.object if row.negative == "object" else ""
             context, paintings = self.context(row, defect, scene), []
             with Progress(f"{label}: {row.name}: {defect.key}", seeds) as progress:

@@ -36,6 +36,20 @@ def contrast_ratio(painted: np.ndarray, real: np.ndarray) -> np.ndarray:
     return np.sqrt(np.maximum(painted, 0) / real)
 
 
+MEASURED = ("colour", "whole colour", "histogram", "whole histogram", "fill", "real fill", "contrast", "real contrast")
+
+
+def distance(*means: np.ndarray) -> np.ndarray:
+    """How far painted defects are from real ones, 0 for none: from the means of MEASURED, in its order.
+
+    A mean of |1 - x|, x being the share of the way in colour and in histogram, fill in parts of the real defects' and
+    contrast in parts of theirs: too much is as wrong as too little.
+    """
+    colour, histogram, (fill, real_fill), contrast = np.array(means).reshape(4, 2, *np.shape(means[0]))
+    shares = share(*colour), share(*histogram), fill / real_fill, contrast_ratio(*contrast)
+    return np.mean([np.abs(1 - x) for x in shares], axis=0)
+
+
 def shown(values: tuple[float, float, float]) -> str:
     """A figure and its interval."""
     middle, low, high = values

@@ -1,0 +1,60 @@
+"""How strongly a learned defect is to be painted: as strongly as its training photographs show it.
+
+Guidance makes a defect stand out more, and how much it takes differs from defect to defect. So a defect is painted over its
+own training photographs with two scales, and the scale at which its contrast would be theirs is read off the
+straight line through them.
+
+departs from the paper: it has no guidance.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from anomaly.dataset import Defect
+from anomaly.embedding import AnomalyEmbedding
+from anomaly.output.generate import Settings, context_of, paint_crops
+from anomaly.output.preview import training_views
+from anomaly.output.quality import contrast_energy
+from anomaly.sampler import Guidance
+from ldm.model import StableDiffusion
+
+TRIED = 1.0, 2.0        # scales painted with
+LARGEST = 4.0           # scale to go to; the smallest is 1, no guidance
+VIEWS, BATCH = 12, 4    # training photographs painted over, and how many at a time
+
+
+def contrast(pictures: Tensor, masks: Tensor) -> float:
+    """Contrast of several pictures together, in units of [-1, 1]: the root of the mean of quality.contrast_energy."""
+    return float(contrast_energy(pictures, masks).mean().clamp_min(0).sqrt())
+
+
+@torch.no_grad()
+def contrasts(sd: StableDiffusion, defect: Defect, learner: AnomalyEmbedding,
+              trials: list[Settings]) -> tuple[float, list[float]]:
+    """Contrast of the training photographs through the VAE, and of what each trial paints over them in their masks."""
+    views = training_views(defect, trials[0].size, sd.vae.config.factor)[:VIEWS]
+    masks = torch.stack([view.mask for view in views])
+    noise = torch.randn((len(views), sd.unet.config.latent_channels, *views[0].cells.shape),
+                        generator=torch.Generator().manual_seed(0))
+    context, real, painted = context_of(sd, learner, defect.stem, masks), [], [[] for _ in trials]
+    for part in (slice(i, i + BATCH) for i in range(0, len(views), BATCH)):
+        images = torch.stack([view.image for view in views[part]]).to(sd.device)
+        real.append(sd.vae.decode(sd.vae.encode(images)[0]).cpu())
+        for found, trial in zip(painted, trials):
+            found.append(paint_crops(sd, views[part], context[part], noise[part], trial).cpu())
+    return contrast(torch.cat(real), masks), [contrast(torch.cat(found), masks) for found in painted]
+
+
+def scale_for(goal: float, reached: list[float]) -> float:
+    """Where the line through the contrasts reached with TRIED meets the goal, from 1 to LARGEST; 1 if it does not rise."""
+    rise = (reached[1] - reached[0]) / (TRIED[1] - TRIED[0])
+    return min(max(TRIED[0] + (goal - reached[0]) / rise, 1.0), LARGEST) if rise > 0 else 1.0
+
+
+def guidance_of(sd: StableDiffusion, defect: Defect, learner: AnomalyEmbedding, settings: Settings) -> float:
+    """A defect's guidance scale, to two digits after the point; that of the settings does not matter."""
+    uncond = settings.guidance.uncond_context
+    goal, reached = contrasts(sd, defect, learner, [replace(settings, guidance=Guidance(g, uncond)) for g in TRIED])
+    return round(scale_for(goal, reached), 2)

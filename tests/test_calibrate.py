@@ -1,0 +1,74 @@
+"""The guidance that paints a defect as strongly as its photographs show it."""
+
+from dataclasses import replace
+from math import nan
+
+import numpy as np
+import pytest
+import torch
+
+from anomaly.dataset import find_defects, first_third
+from anomaly.embedding import AnomalyEmbedding
+from anomaly.output import calibrate
+from anomaly.output.calibrate import LARGEST, contrast, contrasts, guidance_of, scale_for
+from anomaly.output.generate import Settings
+from anomaly.output.synthetic import demo
+from anomaly.sampler import Guidance
+
+
+@pytest.mark.parametrize("goal, reached, scale", [
+    (0.5, [0.3, 0.4], 3.0), (0.35, [0.3, 0.4], 1.5), (0.2, [0.3, 0.4], 1.0), (0.9, [0.3, 0.4], LARGEST),
+    (0.9, [0.4, 0.4], 1.0), (0.9, [0.4, 0.3], 1.0), (nan, [nan, nan], 1.0)])
+def test_the_scale_is_where_the_line_through_both_trials_meets_the_goal(goal, reached, scale):
+    assert scale_for(goal, reached) == pytest.approx(scale)
+
+
+def test_contrast_of_a_flat_disc_on_a_flat_ground_is_their_difference():
+    y, x = np.mgrid[:40, :41]
+    disc = torch.from_numpy(np.hypot(x - 19, y - 21) < 9)[None]
+    for step in (0.25, -0.4):
+        picture = (0.1 + step * disc)[:, None].expand(1, 3, 40, 41).float()
+        assert contrast(picture, disc) == pytest.approx(abs(step), abs=1e-6)
+        assert contrast(torch.cat([picture, 0 * picture]), disc.expand(2, -1, -1)) == pytest.approx(
+            abs(step) / 2 ** 0.5, abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def learned(sd, tmp_path_factory):
+    """A defect of five drawn photographs, a learner, and settings."""
+    patch = pytest.MonkeyPatch()
+    for name, value in {"DEMO": (("wood", "burn"),), "DEFECTIVE": 15, "NORMALS": 1}.items():
+        patch.setattr(demo, name, value)
+    defect = first_third(find_defects(demo.demo_data(tmp_path_factory.mktemp("data") / "demo"))[0])
+    patch.undo()
+    settings = Settings(64, 2, Guidance(7.0, sd.context("")), torch.eye(4)[:, :3], None)
+    return defect, AnomalyEmbedding(sd, [defect], seed=0).requires_grad_(False), settings
+
+
+def test_both_sides_are_the_training_crops_each_once(sd, learned, monkeypatch):
+    defect, learner, settings = learned
+    seen = []
+
+    def unpainted(sd, crops, context, noise, settings):
+        assert len(context) == len(noise) == len(crops)
+        seen.extend(crop.mask for crop in crops)
+        return sd.vae.decode(sd.vae.encode(torch.stack([crop.image for crop in crops]))[0])
+    monkeypatch.setattr(calibrate, "paint_crops", unpainted)
+    real, (same,) = contrasts(sd, defect, learner, [settings])
+    assert real == same > 0
+    assert len(seen) == len(defect.examples) == 5 and len({mask.numpy().tobytes() for mask in seen}) == 5
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.5, 2.75])
+def test_the_guidance_found_is_the_one_that_gives_the_photographs_contrast(sd, learned, monkeypatch, scale):
+    """A stand-in that paints flat and the stronger the higher the scale."""
+    defect, learner, settings = learned
+    real, _ = contrasts(sd, defect, learner, [settings])
+
+    def flat(sd, crops, context, noise, settings):
+        strength = real / scale * settings.guidance.scale
+        return torch.stack([strength * crop.mask.expand(3, -1, -1) for crop in crops])
+    monkeypatch.setattr(calibrate, "paint_crops", flat)
+    assert guidance_of(sd, defect, learner, settings) == pytest.approx(scale, abs=0.005)
+    assert guidance_of(sd, defect, learner, replace(settings, guidance=Guidance(2.0, sd.context("")))) == pytest.approx(
+        scale, abs=0.005)
