@@ -73,7 +73,7 @@ def test_the_distance_from_the_real_defect_counts_too_much_as_too_little():
 
 def test_rows_are_told_apart_by_all_that_they_do_and_not_by_their_names():
     row = painting.Row("a name")
-    changes = {"variant": "without e_s", "guidance": 1.75, "steps": 7, "negative": "object",
+    changes = {"variant": "without e_s", "guidance": 1.75, "steps": 7, "negative": "wood",
                "weigh": partial(method.paper, gain=2.0, tau=0.5), "calibrated": method.constant, "again": True}
     assert {f.name for f in fields(row)} == {"name", *changes}
     keys = {replace(row, **{name: value}).key for name, value in changes.items()}
@@ -88,10 +88,11 @@ def test_rows_of_another_checkpoint_are_refused(tmp_path):
 
 
 def test_the_whole_benchmark_in_little(monkeypatch, tmp_path, capsys):
-    scale = method.Scale(main=(4, 2), single=(2, 1), defaults=(2, 1), learning=1)
+    scale = method.Scale(main=(4, 2), single=(2, 1), defaults=(2, 1), learning=1, variants=method.QUICK.variants,
+                         gains=(1.0, 2.0))
     for module, values in ((method, {"QUICK": scale, "GAINS": (2.0,), "TAUS": (0.5,), "STEPS": 3, "SHOWN": (1,),
                                      "SEEN": method.SEEN[:1]}),
-                           (painting, {"GAINS": (1.0, 2.0)}), (location, {"TIMES": (500,), "STEPS": 3}),
+                           (location, {"TIMES": (500,), "STEPS": 3}),
                            (demo, {"DEMO": (("wood", "burn"),), "DEFECTIVE": 6, "NORMALS": 2}),
                            (painting.train_embed, {"VIEWS": 4})):
         for name, value in values.items():

@@ -41,9 +41,9 @@ def contrasts(sd: StableDiffusion, defect: Defect, learner: AnomalyEmbedding,
     context, real, painted = context_of(sd, learner, defect.stem, masks), [], [[] for _ in trials]
     for part in (slice(i, i + BATCH) for i in range(0, len(views), BATCH)):
         images = torch.stack([view.image for view in views[part]]).to(sd.device)
-        real.append(sd.vae.decode(sd.vae.encode(images)[0]).cpu())
+        real.append(sd.vae.decode(sd.vae.encode(images)[0]).float().cpu())
         for found, trial in zip(painted, trials):
-            found.append(paint_crops(sd, views[part], context[part], noise[part], trial).cpu())
+            found.append(paint_crops(sd, views[part], context[part], noise[part], trial).float().cpu())
     return contrast(torch.cat(real), masks), [contrast(torch.cat(found), masks) for found in painted]
 
 

@@ -23,10 +23,10 @@ from anomaly.output.generate import paint_crops
 from anomaly.reweight import constant, literal, paper, released
 from anomaly.sampler import STEPS
 from benchmarks.location import location
-from benchmarks.painting import CAPTION, VARIANTS, WORDS, Bench, Numbers, Recorder, Row, Scale
+from benchmarks.painting import CAPTION, OBJECT, WORDS, Bench, Numbers, Recorder, Row, Scale
 from benchmarks.tables import MEASURED, contrast_ratio, distance, interval, paired, share, shown, table
 
-QUICK = Scale(main=(4, 2), single=(3, 1), defaults=(4, 2), learning=25)
+QUICK = Scale((3, 2), (2, 1), (3, 2), 15, ("learned", "unmasked loss", "without e_s", "background 0.3"), (1.0, 2.0))
 BASE = Row(f"base: learned, the defect's own guidance, {STEPS} steps, no re-weighting")
 BARE = Row("no guidance", guidance=1.0)     # the paper's
 GAINS, TAUS = (1.2, 1.5, 2.0, 3.0), (0.5, 1.0)
@@ -35,12 +35,12 @@ SEEN = [Defect("plastic", "glue", ()), Defect("metal", "scratch", ())]   # pretr
 SHOWN = (1, 4, 8, 12, 16, 19)   # steps whose maps are shown
 
 
-def single_changes() -> list[Row]:
+def single_changes(variants: tuple[str, ...]) -> list[Row]:
     """One thing at a time; re-weightings that only strengthen in the place of guidance."""
-    rows = [BASE, *(replace(BASE, name=name, variant=name) for name in (WORDS, *VARIANTS) if name != "learned")]
+    rows = [BASE, *(replace(BASE, name=name, variant=name) for name in (WORDS, *variants) if name != "learned")]
     rows += [BARE, *(Row(f"guidance {g:g}", guidance=g) for g in (1.5, 2.0, 2.5, 4.0))]
     rows += [Row(f"{n} steps", steps=n) for n in (10, 20, 50) if n != STEPS]
-    rows += [Row("negative prompt: the object", negative="object")]
+    rows += [Row("negative prompt: the object", negative=OBJECT)]
     rows += [Row("literal", weigh=literal), Row("released", weigh=released)]
     rows += [Row(f"paper, gain 1, tau {tau:g}", weigh=partial(paper, gain=1.0, tau=tau)) for tau in TAUS]
     for gain in GAINS:
@@ -91,18 +91,21 @@ def lines(bench: Bench, label: str, rows: list[Row], amount: tuple[int, int],
             yield line(row.name, defect, numbers)
 
 
-def nearest(bench: Bench, rows: list[Row]) -> list[list[str]]:
-    """Rows of the scenes to tune on, by their distance from the real defects."""
+def nearest(bench: Bench, label: str, rows: list[Row], amount: tuple[int, int]) -> list[list[str]]:
+    """Rows by their distance from the real defects, the nearest first."""
     found = []
     for row in rows:
-        columns = [bench.row("tune", row, defect, bench.scale.single) for defect in bench.defects]
-        away = [float(distance(*(np.mean(n[name]) for name in MEASURED))) for n in columns]
-        found.append((float(np.mean(away)), row.name, away))
-    return [[name, *(f"{a:.2f}" for a in away), f"{mean:.3f}"] for mean, name, away in sorted(found)]
+        numbers = [bench.row(label, row, defect, amount) for defect in bench.defects]
+        away = [interval(distance, *(n[name] for name in MEASURED)) for n in numbers]
+        found.append((float(np.mean([middle for middle, *_ in away])), row.name, away))
+    return [[name, *map(shown, away), f"{mean:.3f}"] for mean, name, away in sorted(found)]
 
 
 def groups(bench: Bench, defect: Defect, shape: str, numbers: Numbers) -> dict[str, np.ndarray]:
-    """Scenes by what may decide whether adapting helps: halves by irregularity, by area, by the defect's contrast."""
+    """Scenes by what may decide whether adapting helps: halves by irregularity, area, the real defect's faintness.
+
+    And by how little is filled without re-weighting, whose numbers these are.
+    """
     masks = bench.material("report", defect, bench.scale.main[0], shape)[0].masks
     area = masks.float().mean(dim=(1, 2)).numpy()
     values = {"irregular": np.array([perimeter(m) ** 2 / m.sum() for m in masks.numpy()]), "large": area,
@@ -112,11 +115,11 @@ def groups(bench: Bench, defect: Defect, shape: str, numbers: Numbers) -> dict[s
 
 def adaptivity(bench: Bench) -> Iterator[list[str]]:
     """The adaptive map against the constant of the same mean, scene by scene."""
-    control, adapted = main_rows()[4:6]
+    plain, control, adapted = main_rows()[3:6]
     for defect in bench.defects:
         for shape in ("own", "branched"):
-            a, b = (bench.row("report", row, defect, bench.scale.main, shape) for row in (adapted, control))
-            for name, some in groups(bench, defect, shape, b).items():
+            a, b, c = (bench.row("report", row, defect, bench.scale.main, shape) for row in (adapted, control, plain))
+            for name, some in groups(bench, defect, shape, c).items():
                 cells = [paired(np.array(a[column])[some] - np.array(b[column])[some])
                          for column in ("fill", "colour", "histogram")]
                 yield [defect.key, "branched" if shape == "branched" else "its own", name, str(some.sum()), *cells]
@@ -164,9 +167,12 @@ def main(folder: Path, quick: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     bench = Bench(folder, scale)
     columns = ["row", "defect", "colour", "histogram", "fill", "of the real", "contrast", "leak", "diversity"]
-    table(columns, lines(bench, "tune", single_changes(), scale.single, bench.defects))
-    table(["from the real defect", *(d.key for d in bench.defects), "mean"], nearest(bench, single_changes()))
+    rows = single_changes(scale.variants)
+    table(columns, lines(bench, "tune", rows, scale.single, bench.defects))
+    ranking = ["distance from the real defect", *(d.key for d in bench.defects), "mean"]
+    table(ranking, nearest(bench, "tune", rows, scale.single))
     table(columns, lines(bench, "report", main_rows(), scale.main, bench.defects))
+    table(ranking, nearest(bench, "report", main_rows(), scale.main))
     table(["defect", "masks", "scenes", "number", "fill", "colour", "histogram"], adaptivity(bench))
     table(["defect", "learned", "mirrored mask", "another mask", "unblended"], places(bench))
     defaults = replace(BASE, name="the tools' defaults")

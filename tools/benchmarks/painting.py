@@ -29,9 +29,9 @@ from weights import fingerprint, load
 Weigh = Callable[[Tensor, Tensor], Tensor]
 Numbers = dict[str, list[float]]            # of each scene
 
-GAINS = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0)     # tried when a defect's gain is calibrated
 NOTHING = 1 << 16                           # a seed apart from those of the rows
 WORDS = "words only"                        # a prompt in the place of anything learned
+OBJECT = "object"                           # a negative prompt to be replaced by the defect's own
 CAPTION = "its own caption"                 # the words that the checkpoint was pretrained with
 
 
@@ -77,13 +77,14 @@ class Variant:
     background: float = 0.0
     steps: float = 1.0
     rates: float = 1.0
+    seed: int = 0
 
 
 VARIANTS = {"learned": Variant(), "unmasked loss": Variant(masked=False), "without e_s": Variant(WithoutPlace),
-            "background 0.3": Variant(background=0.3), "prompt with the object": Variant(WithObject),
-            "starts at the mean word": Variant(WithoutWord), "half the steps": Variant(steps=0.5),
-            "twice the steps": Variant(steps=2.0), "a third of the rates": Variant(rates=1 / 3),
-            "three times the rates": Variant(rates=3.0)}
+            "another seed": Variant(seed=1), "background 0.3": Variant(background=0.3),
+            "prompt with the object": Variant(WithObject), "starts at the mean word": Variant(WithoutWord),
+            "half the steps": Variant(steps=0.5), "twice the steps": Variant(steps=2.0),
+            "a third of the rates": Variant(rates=1 / 3), "three times the rates": Variant(rates=3.0)}
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class Row:
     variant: str = "learned"
     guidance: float | None = None                       # None: the defect's own, of the tools
     steps: int = STEPS
-    negative: str = "empty"                             # or object
+    negative: str = ""                                  # prompt to guide away from; OBJECT: the defect's object
     weigh: Weigh | None = None
     calibrated: Callable[..., Tensor] | None = None     # in the place of weigh: with the defect's own gain
     again: bool = False                                 # drawn twice, the second time with the first one's map
@@ -104,7 +105,7 @@ class Row:
         """All of it but the name: rows that say the same are painted once."""
         weigh = f"{self.calibrated.__name__}, own gain" if self.calibrated else described(self.weigh)
         guidance = "own guidance" if self.guidance is None else f"guidance {self.guidance:g}"
-        return "/".join([self.variant, guidance, f"{self.steps} steps", self.negative, weigh,
+        return "/".join([self.variant, guidance, f"{self.steps} steps", self.negative or "empty", weigh,
                          "again" if self.again else "once"])
 
 
@@ -117,12 +118,14 @@ def described(weigh: Weigh | None) -> str:
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is painted: images and noises; and steps of learning a defect."""
+    """How much is painted: images and noises. How much is learned: steps a defect, and which variants."""
 
     main: tuple[int, int] = (32, 3)
     single: tuple[int, int] = (16, 1)
     defaults: tuple[int, int] = (64, 3)
     learning: int = train_embed.TRAINING_STEPS
+    variants: tuple[str, ...] = tuple(VARIANTS)
+    gains: tuple[float, ...] = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0)      # tried when a defect's gain is calibrated
 
 
 class Recorder:
@@ -152,7 +155,7 @@ class Bench:
             raise ValueError(f"{self.results}: made with {then}, expected {now}; give another --out")
         self.defects = [first_third(d) for d in find_defects(demo_data(folder / "demo"))]
         self.to_rgb = train_embed.fit_latent_to_rgb(self.sd, self.defects, self.size)
-        self.learners = {name: self.learned(name, variant) for name, variant in VARIANTS.items()}
+        self.learners = {name: self.learned(name, VARIANTS[name]) for name in scale.variants}
         self.materials: dict[tuple, tuple[Material, Tensor]] = {}
 
     def keep(self, key: str, value: object) -> None:
@@ -168,7 +171,7 @@ class Bench:
 
     def learned(self, name: str, variant: Variant) -> AnomalyEmbedding:
         """The variant's vectors: learned once with the tool's own loop, then read."""
-        learner = variant.learner(self.sd, self.defects, seed=0)
+        learner = variant.learner(self.sd, self.defects, variant.seed)
         path = self.folder / f"{name.replace(' ', '-')}.pt"
         if not path.exists():
             views = self.views
@@ -177,8 +180,8 @@ class Bench:
             steps = round(variant.steps * self.scale.learning) * len(views)
             optimizer = torch.optim.Adam([{**g, "lr": variant.rates * g["lr"]} for g in learner.rates(self.sd)])
             with Progress(f"learning: {name}", steps) as progress:
-                for _ in textual_inversion(self.sd, views, learner, optimizer, 0, steps, train_embed.BATCH_SIZE, 0,
-                                           variant.background):
+                for _ in textual_inversion(self.sd, views, learner, optimizer, 0, steps, train_embed.BATCH_SIZE,
+                                           variant.seed, variant.background):
                     progress.step()
             with replacing(path) as temporary:
                 torch.save(learner.state_dict(), temporary)
@@ -204,10 +207,10 @@ class Bench:
             return words.expand(len(scene.normal), -1, -1)
         return context_of(self.sd, self.learners[row.variant], defect.stem, scene.masks)
 
-    def paint(self, row: Row, scene: Material, context: Tensor, seed: int, negative: str = "") -> Tensor:
+    def paint(self, row: Row, scene: Material, context: Tensor, seed: int) -> Tensor:
         """Every scene, (n, 3, size, size)."""
         noise = torch.randn((len(context), 4, *scene.cells.shape[1:]), generator=torch.Generator().manual_seed(seed))
-        settings, painted = self.settings(row, negative), []
+        settings, painted = self.settings(row), []
         for i in range(0, len(context), BATCH):
             part = slice(i, i + BATCH)
             job = self.sd, scene.normal[part], context[part], noise[part]
@@ -218,33 +221,36 @@ class Bench:
             painted.append(paint_crops(*job, settings))
         return torch.cat(painted)
 
-    def settings(self, row: Row, negative: str = "") -> Settings:
-        """What a row paints with."""
-        return Settings(self.size, row.steps, Guidance(row.guidance, self.sd.context(negative)), self.to_rgb, row.weigh)
+    def settings(self, row: Row) -> Settings:
+        """What a settled row paints with."""
+        guidance = Guidance(row.guidance, self.sd.context(row.negative))
+        return Settings(self.size, row.steps, guidance, self.to_rgb, row.weigh)
 
     def gain(self, defect: Defect, row: Row) -> float:
         """The gain of row.calibrated at which the defect, painted over its training crops, has their contrast.
 
-        On straight lines between GAINS; the first or the last of them where that is not enough.
+        On straight lines between the scale's gains; the first or the last of them where that is not enough.
         """
         key = f"gain/{row.key}/{defect.key}"
         if key not in self.found:
-            trials = [self.settings(replace(row, weigh=partial(row.calibrated, gain=g))) for g in GAINS]
+            trials = [self.settings(replace(row, weigh=partial(row.calibrated, gain=g))) for g in self.scale.gains]
             goal, reached = contrasts(self.sd, defect, self.learners[row.variant], trials)
-            self.keep(key, float(np.interp(goal, np.maximum.accumulate(reached), GAINS)))
+            self.keep(key, float(np.interp(goal, np.maximum.accumulate(reached), self.scale.gains)))
         return self.found[key]
 
     def guidance(self, defect: Defect, row: Row) -> float:
-        """The scale that the tools find for what the row has learned."""
+        """The scale that the tools find for what the row has learned, whatever it is then painted with."""
         variant = "learned" if row.variant == WORDS else row.variant
-        key = f"guidance/{variant}/{row.steps} steps/{defect.key}"
+        key = f"guidance/{variant}/{STEPS} steps/{defect.key}" + f"/negative {row.negative}" * bool(row.negative)
         if key not in self.found:
-            settings = self.settings(Row("", guidance=1.0, steps=row.steps))
+            settings = self.settings(Row("", guidance=1.0, negative=row.negative))
             self.keep(key, guidance_of(self.sd, defect, self.learners[variant], settings))
         return self.found[key]
 
     def settled(self, row: Row, defect: Defect) -> Row:
-        """The row with the defect's own guidance and gain."""
+        """The row with the defect's object as its negative prompt, the defect's own guidance and gain."""
+        if row.negative == OBJECT:
+            row = replace(row, negative=defect.object)
         if row.guidance is None:
             row = replace(row, guidance=self.guidance(defect, row))
         return replace(row, weigh=partial(row.calibrated, gain=self.gain(defect, row))) if row.calibrated else row
@@ -256,11 +262,10 @@ class Bench:
         if key not in self.found:
             scene, nothing = self.material(label, defect, count, shape)
             row = self.settled(row, defect)
-            negative = defect.object if row.negative == "object" else ""
             context, paintings = self.context(row, defect, scene), []
             with Progress(f"{label}: {row.name}: {defect.key}", seeds) as progress:
                 for seed in range(seeds):
-                    paintings.append(self.paint(row, scene, context, seed, negative))
+                    paintings.append(self.paint(row, scene, context, seed))
                     progress.step()
             found = [measure(painted, nothing, scene) for painted in paintings]
             numbers = {name: np.mean([f[name] for f in found], axis=0).tolist() for name in found[0]}
