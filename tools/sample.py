@@ -43,7 +43,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "moved; or a mask file or folder, used as it lies")
     add("--steps", type=at_least(1, 500), default=STEPS, help="DDIM steps")
     add("--guidance", type=auto_or_positive, default="auto", help="classifier-free guidance scale, 1: none; auto: "
-        "with which training found the defect as strong as in its photographs")
+        "found in training, where the defect is as strong as in its photographs (empty negative prompt, no re-weighting)")
     add("--negative", choices=["empty", "object"], default="empty", help="the prompt guided away from")
     add("--reweight", choices=list(WEIGH), default="off", help="attention re-weighting; strengthens, as guidance does")
     add("--reweight-gain", type=positive, help="mean weight G of --reweight paper or constant (default: "
@@ -155,7 +155,7 @@ def main(argv: list[str] | None = None) -> None:
         settings = generate.Settings(run.config["size"], args.steps, Guidance(scale, sd.context(negative)), to_rgb,
                                      weigh_function(args))
         done = sum(folder.done(defect, k) for k in range(n))
-        with Progress(f"painting {defect.key}", n, done) as progress:
+        with Progress(f"painting {defect.key}, guidance {scale:g}", n, done) as progress:
             for block in blocks(n, args.batch_size):
                 missing = [k for k in block if k < n and not folder.done(defect, k)]
                 if not missing:
