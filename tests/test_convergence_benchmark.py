@@ -46,6 +46,20 @@ def test_the_goal_is_reached_at_the_first_look_that_meets_it():
     assert reached(losses, 0.3) == 50 and reached(losses[:1], 0.3) == np.inf
 
 
+def test_what_is_below_the_plain_recipe_goes_together():
+    tried = {PLAIN: (0.5, 1.0)} | {recipe: (0.6, 1.0) for recipe in convergence.CANDIDATES}
+    for recipe in convergence.CANDIDATES:
+        if recipe.antithetic or recipe.spread:
+            tried[recipe] = (0.4, 3.0)
+    assert convergence.together(tried) == Recipe("all that helped", spread=convergence.INITIAL_NOISE, antithetic=True)
+
+
+def test_a_recipe_is_tried_at_every_rate_and_the_lowest_loss_is_taken(monkeypatch, tmp_path):
+    course = convergence.Course(tmp_path, None, (("wood", "burn"),), "test")
+    monkeypatch.setattr(course, "run", lambda recipe, factor, *looks: [(300, abs(factor - 0.9))])
+    assert convergence.trial(course, PLAIN) == (pytest.approx(0.1), 1.0)
+
+
 def test_a_candidate_is_looked_at_finely_before_its_first_good_look_only(monkeypatch, tmp_path):
     course = convergence.Course(tmp_path, None, (("wood", "burn"),), "test")
     learner = torch.nn.Linear(1, 1)
@@ -64,12 +78,12 @@ def test_a_candidate_is_looked_at_finely_before_its_first_good_look_only(monkeyp
 
 
 def test_the_whole_benchmark_in_little(monkeypatch, tmp_path, capsys):
-    for name, value in {"STEPS": 4, "LOOK": 2, "CAP": 2, "FIRST": 2, "FINE": 1, "PAIRS": 4, "TIMES": 2, "TRAINING": 2, "ROUNDS": 1,
+    for name, value in {"STEPS": 4, "LOOK": 2, "TRIAL": 2, "CAP": 2, "FIRST": 2, "FINE": 1, "PAIRS": 4, "TIMES": 2, "TRAINING": 2, "ROUNDS": 1,
                         "RATES": (1.0,), "CANDIDATES": convergence.CANDIDATES[:3]}.items():
         monkeypatch.setattr(convergence, name, value)
     convergence.main(tmp_path)
     first = capsys.readouterr().out
-    assert "| plain, looked at every 2 | 1 |" in first and "| separate rates | 1 |" in first and "nan" not in first
+    assert "| plain, 4 steps | 1 |" in first and "| separate rates | 1 |" in first and "nan" not in first
     runs = json.loads((tmp_path / "convergence.json").read_text())
     assert len({losses[0][1] for losses in runs.values()}) > 3      # recipes are not one another
     monkeypatch.setattr(convergence, "learn", None)
