@@ -118,12 +118,13 @@ def described(weigh: Weigh | None) -> str:
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is painted: images and noises. How much is learned: steps a defect, and which variants."""
+    """How much is painted: images and noises. How much is learned: steps a defect, from how much, which variants."""
 
     main: tuple[int, int] = (32, 3)
     single: tuple[int, int] = (16, 1)
     defaults: tuple[int, int] = (64, 3)
     learning: int = train_embed.TRAINING_STEPS
+    photographs: int | None = None                                  # of each defect, the first; None: all
     variants: tuple[str, ...] = tuple(VARIANTS)
     gains: tuple[float, ...] = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0)      # tried when a defect's gain is calibrated
 
@@ -153,7 +154,8 @@ class Bench:
         now = {"weights": fingerprint("tiny"), "learning": scale.learning, "rates": [VECTOR_RATE, ENCODER_RATE]}
         if (then := self.found.setdefault("made with", now)) != now:
             raise ValueError(f"{self.results}: made with {then}, expected {now}; give another --out")
-        self.defects = [first_third(d) for d in find_defects(demo_data(folder / "demo"))]
+        self.defects = [replace(d, examples=first_third(d).examples[:scale.photographs])
+                        for d in find_defects(demo_data(folder / "demo"))]
         self.to_rgb = train_embed.fit_latent_to_rgb(self.sd, self.defects, self.size)
         self.learners = {name: self.learned(name, VARIANTS[name]) for name in scale.variants}
         self.materials: dict[tuple, tuple[Material, Tensor]] = {}
