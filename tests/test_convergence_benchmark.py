@@ -37,8 +37,20 @@ def test_one_picture_with_four_times(views):
 
 
 def test_recipes_draw_the_same_but_for_what_they_change(views):
-    drawn, same = (draw(recipe, views, 1000, 5) for recipe in (PLAIN, Recipe("", per_mask=True)))
-    assert all(torch.equal(a, b) for a, b in zip(drawn, same))
+    plain, quarters, pairs, late, both = (draw(recipe, views, 1000, 5) for recipe in (
+        PLAIN, Recipe("", stratified=True), Recipe("", antithetic=True), Recipe("", noisy=True),
+        Recipe("", stratified=True, antithetic=True)))
+    assert all(torch.equal(plain[i], quarters[i]) and torch.equal(plain[i], late[i]) for i in (0, 1, 2, 4))
+    assert all(torch.equal(plain[i][:2], pairs[i][:2]) for i in range(5)) and (late[3] > plain[3]).all()
+    assert (both[3] // 500).tolist() == [0, 1, 0, 1] and torch.equal(both[4][:2], -both[4][2:])
+
+
+def test_plain_vectors_begin_at_one_point_and_spread_ones_do_not():
+    sd, defects = convergence.load("tiny"), [Defect("wood", "burn", ())]
+    plain, spread = (convergence.learner_of(sd, recipe, defects).e_a["wood-burn"]
+                     for recipe in (PLAIN, Recipe("", spread=convergence.INITIAL_NOISE)))
+    assert torch.allclose(spread, convergence.AnomalyEmbedding(sd, defects, seed=0).e_a["wood-burn"], atol=1e-6)
+    assert torch.allclose(plain, spread.mean(dim=0).expand_as(plain), atol=1e-6)
 
 
 def test_the_goal_is_reached_at_the_first_look_that_meets_it():
@@ -46,12 +58,39 @@ def test_the_goal_is_reached_at_the_first_look_that_meets_it():
     assert reached(losses, 0.3) == 50 and reached(losses[:1], 0.3) == np.inf
 
 
-def test_what_is_below_the_plain_recipe_goes_together():
+def test_what_lowers_the_best_candidates_loss_goes_with_it(monkeypatch, tmp_path):
+    course = convergence.Course(tmp_path, None, (("wood", "burn"),), "test")
     tried = {PLAIN: (0.5, 1.0)} | {recipe: (0.6, 1.0) for recipe in convergence.CANDIDATES}
     for recipe in convergence.CANDIDATES:
-        if recipe.antithetic or recipe.spread:
-            tried[recipe] = (0.4, 3.0)
-    assert convergence.together(tried) == Recipe("all that helped", spread=convergence.INITIAL_NOISE, antithetic=True)
+        if recipe.antithetic or recipe.spread or recipe.noisy:
+            tried[recipe] = (0.3 if recipe.spread else 0.4 if recipe.noisy else 0.45, 3.0)
+    runs = []
+
+    def run(recipe, factor, *looks):
+        runs.append((recipe, factor))
+        return [(300, 0.35 if recipe.noisy else 0.25)]
+    monkeypatch.setattr(course, "run", run)
+    noise = convergence.INITIAL_NOISE
+    best = Recipe("a word plus noise, antithetic noise", spread=noise, antithetic=True)
+    assert convergence.together(course, tried) == (best, (0.25, 3.0))
+    assert runs == [(Recipe("a word plus noise, more of the noisy t", spread=noise, noisy=True), 3.0), (best, 3.0)]
+    assert convergence.together(course, {r: (0.5, 1.0) for r in tried}) == (PLAIN, (0.5, 1.0))
+
+
+def test_averaged_vectors_are_the_mean_of_the_steps(monkeypatch, tmp_path):
+    course = convergence.Course(tmp_path, None, (("wood", "burn"),), "test")
+    learner = torch.nn.Linear(1, 1)
+
+    def count(*args):
+        for step in range(1, 100):
+            torch.nn.init.constant_(learner.weight, step)
+            yield step
+    monkeypatch.setattr(convergence, "learner_of", lambda *args: learner)
+    monkeypatch.setattr(convergence, "learn", count)
+    monkeypatch.setattr(convergence, "held_out", lambda sd, shown, grids: shown.weight.item())
+    monkeypatch.setattr(course, "prepare", lambda: None)
+    losses = course.run(Recipe("", averaged=True), 1.0, 9, 3, 3, goal=0.0)
+    assert losses == [(3, pytest.approx(2)), (6, pytest.approx(3.5)), (9, pytest.approx(5))]
 
 
 def test_a_recipe_is_tried_at_every_rate_and_the_lowest_loss_is_taken(monkeypatch, tmp_path):
@@ -70,7 +109,7 @@ def test_a_candidate_is_looked_at_finely_before_its_first_good_look_only(monkeyp
             yield step
     monkeypatch.setattr(convergence, "learner_of", lambda *args: learner)
     monkeypatch.setattr(convergence, "learn", descend)
-    monkeypatch.setattr(convergence, "held_out", lambda *args: learner.weight.item())
+    monkeypatch.setattr(convergence, "held_out", lambda sd, shown, grids: shown.weight.item())
     monkeypatch.setattr(course, "prepare", lambda: None)
     assert course.run(PLAIN, 1.0, 16, 4, 1, goal=0.62) == [(4, 0.75), (5, 0.6875), (6, 0.625), (7, 0.5625)]
     assert course.run(PLAIN, 1.0, 16, 4, 1, goal=0.5) == [(4, 0.75), (5, 0.6875), (6, 0.625), (7, 0.5625), (8, 0.5)]
@@ -85,6 +124,7 @@ def test_the_whole_benchmark_in_little(monkeypatch, tmp_path, capsys):
     first = capsys.readouterr().out
     assert "| plain, 4 steps | 1 |" in first and "| separate rates | 1 |" in first and "nan" not in first
     runs = json.loads((tmp_path / "convergence.json").read_text())
+    del runs["made with"]
     assert len({losses[0][1] for losses in runs.values()}) > 3      # recipes are not one another
     monkeypatch.setattr(convergence, "learn", None)
     convergence.main(tmp_path)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy.stats import bootstrap
 
+from anomaly.dataset import Defect
 from anomaly.output import calibrate
 from anomaly.output.synthetic import demo
 from benchmarks import location, material, method, painting
@@ -85,6 +86,52 @@ def test_rows_of_another_checkpoint_are_refused(tmp_path):
     (tmp_path / "method.json").write_text(json.dumps({"made with": {"weights": "others"}}))
     with pytest.raises(ValueError, match="method.json: made with .*others.*; give another --out"):
         painting.Bench(tmp_path, painting.Scale())
+
+
+class Known:
+    """A benchmark whose rows are known: as real but for a colour or a fill that is off, each scene differently."""
+
+    defects, scale = [Defect("wood", "burn", ()), Defect("leather", "glue", ())], method.Scale(main=(4, 1))
+
+    def __init__(self, off):
+        self.off = off
+
+    def row(self, label, row, defect, amount, shape="own"):
+        colour, fill = self.off[row.name]
+        scenes = np.arange(1, 5)
+        return {"colour": (colour * scenes).tolist(), "whole colour": scenes.tolist(), "fill": (0.5 + fill * scenes).tolist(),
+                "real fill": [0.5] * 4} | {name: [1.0] * 4 for name in ("contrast", "real contrast", "whole histogram")
+                                           } | {"histogram": [0.0] * 4}
+
+
+def test_rows_are_ordered_by_distance_and_compared_with_the_tools_scene_by_scene():
+    base, far = method.BASE, replace(method.BASE, name="far")
+    found = method.nearest(Known({base.name: (0.2, 0), "far": (0.6, 0)}), "tune", [far, base], (4, 1))
+    assert found == [[base.name, *["0.05 (0.05 to 0.05)"] * 2, "0.050", "0.000 (0.000 to 0.000)"],
+                     ["far", *["0.15 (0.15 to 0.15)"] * 2, "0.150", "0.100 (0.100 to 0.100)"]]
+
+
+def test_adapting_is_better_where_it_is_below_the_constant(monkeypatch):
+    plain, control, adapted = method.main_rows()[3:6]
+    monkeypatch.setattr(method, "groups", lambda *args: {"all": np.ones(4, dtype=bool), "two": np.arange(4) < 2})
+    known = Known({plain.name: (0, 0), control.name: (0.3, 0.01), adapted.name: (0.2, 0.03)})
+    everyone, two = list(method.adaptivity(known))[:2]
+    assert everyone[:4] == ["wood/burn", "its own", "all", "4"] and two[2:4] == ["two", "2"]
+    assert everyone[4].startswith("+0.050 ") and everyone[5].startswith("-0.250 ") and two[5].startswith("-0.150 ")
+
+
+def test_the_variants_words(sd):
+    burn = Defect("wood", "burn", ())
+    masks = torch.ones(2, 128, 128, dtype=torch.bool)
+    plain, with_object, mean_word = (learner(sd, [burn], 0) for learner in (
+        painting.AnomalyEmbedding, painting.WithObject, painting.WithoutWord))
+    vectors, longer = plain(burn.stem, masks), with_object(burn.stem, masks)
+    assert list(longer) == ["words", *vectors] and list(painting.WithoutPlace(sd, [burn], 0)(burn.stem, masks)) == ["e_a"]
+    tokens = sd.tokenizer.tokens("wood with")
+    assert torch.equal(longer["words"][1], sd.text_encoder.word_table[tokens].float())
+    mean = sd.text_encoder.word_table.float().mean(dim=0)
+    away = [float((learner.e_a[burn.stem].detach().mean(dim=0) - mean).norm()) for learner in (mean_word, plain)]
+    assert away[0] < 0.5 * away[1]
 
 
 def test_the_whole_benchmark_in_little(monkeypatch, tmp_path, capsys):

@@ -21,9 +21,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
                         help="parity: every part of Stable Diffusion against diffusers and transformers, 16 GiB of "
                         "memory, 20 GB of disk; checkpoint: what the embedded one can do; method: which parts of the "
                         "method help; convergence: how soon textual inversion gets where it gets")
-    parser.add_argument("--quick", action="store_true", help="method: on a tenth of the scenes")
+    parser.add_argument("--quick", action="store_true", help="method: on few scenes, three photographs a "
+                        "defect learned for 15 steps each: to see that it runs")
     parser.add_argument("--out", type=Path, help="method, convergence: the folder that keeps the rows "
-                        "(default: runs/method)")
+                        "(default: runs/method, with --quick runs/quick)")
     args = parser.parse_args(argv)
     if args.quick and args.benchmark != "method":
         parser.error(f"--quick belongs to method, not {args.benchmark}")
@@ -36,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run the benchmark; its tables go to stdout."""
     args = parse_args(argv)
     benchmark = import_module(f"benchmarks.{args.benchmark}")   # not above: its packages are needed by no other tool
-    folder = args.out or Path("runs/method")
+    folder = args.out or Path("runs/quick" if args.quick else "runs/method")
     if args.benchmark == "method":
         benchmark.main(folder, args.quick)
     elif args.benchmark == "convergence":

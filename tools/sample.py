@@ -44,7 +44,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--steps", type=at_least(1, 500), default=STEPS, help="DDIM steps")
     add("--guidance", type=auto_or_positive, default="auto", help="classifier-free guidance scale, 1: none; auto: "
         "found in training, where the defect is as strong as in its photographs (empty negative prompt, no re-weighting)")
-    add("--negative", choices=["empty", "object"], default="empty", help="the prompt guided away from")
+    add("--negative", choices=["empty", "object"], default="empty", help="the prompt guided away from; a scale of 1 "
+        "uses none")
     add("--reweight", choices=list(WEIGH), default="off", help="attention re-weighting; strengthens, as guidance does")
     add("--reweight-gain", type=positive, help="mean weight G of --reweight paper or constant (default: "
         f"{reweight.GAIN})")

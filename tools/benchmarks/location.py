@@ -12,11 +12,11 @@ from benchmarks.painting import Bench, Numbers, Row
 from ldm.model import StableDiffusion
 
 TIMES = (100, 300, 500, 700, 900)   # of the losses
-START = 700                         # timestep from which the unblended painting starts
+START = 700                         # the unblended painting starts at the first timestep of its steps that is not above
 
 
 def unblended(sd: StableDiffusion, y_0: Tensor, noise: Tensor, context: Tensor, guidance: Guidance) -> Tensor:
-    """DDIM from q(y_t) at t = START, where nothing holds the surroundings."""
+    """DDIM from q(y_t) at the first t up to START, where nothing holds the surroundings."""
     pairs = [pair for pair in sd.schedule.timesteps(STEPS) if pair[0] <= START]
     x_t = sd.schedule.q_sample(y_0, torch.full((len(y_0),), pairs[0][0]), noise)
     for pair in pairs:

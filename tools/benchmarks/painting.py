@@ -23,6 +23,7 @@ from anomaly.output.synthetic.pictures import describe
 from anomaly.sampler import STEPS, Guidance
 from anomaly.train import Views, textual_inversion
 from benchmarks.material import BATCH, Material, material, measure
+from benchmarks.tables import check_made_with
 from ldm.model import StableDiffusion
 from weights import fingerprint, load
 
@@ -152,8 +153,7 @@ class Bench:
         self.results = folder / "method.json"
         self.found: dict = json.loads(self.results.read_text()) if self.results.exists() else {}
         now = {"weights": fingerprint("tiny"), "learning": scale.learning, "rates": [VECTOR_RATE, ENCODER_RATE]}
-        if (then := self.found.setdefault("made with", now)) != now:
-            raise ValueError(f"{self.results}: made with {then}, expected {now}; give another --out")
+        check_made_with(self.results, self.found, now)
         self.defects = [replace(d, examples=first_third(d).examples[:scale.photographs])
                         for d in find_defects(demo_data(folder / "demo"))]
         self.to_rgb = train_embed.fit_latent_to_rgb(self.sd, self.defects, self.size)

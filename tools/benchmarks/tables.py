@@ -1,6 +1,7 @@
 """Tables of figures with their intervals."""
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import numpy as np
 
@@ -50,10 +51,16 @@ def distance(*means: np.ndarray) -> np.ndarray:
     return np.mean([np.abs(1 - x) for x in shares], axis=0)
 
 
-def shown(values: tuple[float, float, float]) -> str:
+def shown(values: tuple[float, float, float], digits: int = 2) -> str:
     """A figure and its interval."""
-    middle, low, high = values
-    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
+    middle, low, high = (f"{value:.{digits}f}" for value in values)
+    return f"{middle} ({low} to {high})"
+
+
+def check_made_with(path: Path, found: dict, now: dict) -> None:
+    """Note in `found`, kept at `path`, what its figures are made with; ValueError if it was something else."""
+    if (then := found.setdefault("made with", now)) != now:
+        raise ValueError(f"{path}: made with {then}, expected {now}; give another --out")
 
 
 def paired(differences: np.ndarray, digits: int = 3) -> str:
