@@ -18,7 +18,7 @@ from anomaly.sampler import Guidance
 
 @pytest.mark.parametrize("goal, reached, scale", [
     (0.5, [0.3, 0.4], 3.0), (0.35, [0.3, 0.4], 1.5), (0.2, [0.3, 0.4], 1.0), (0.9, [0.3, 0.4], LARGEST),
-    (0.9, [0.4, 0.4], 1.0), (0.9, [0.4, 0.3], 1.0), (nan, [nan, nan], 1.0)])
+    (0.9, [0.4, 0.4], 1.0), (0.9, [0.4, 0.3], 1.0)])
 def test_the_scale_is_where_the_line_through_both_trials_meets_the_goal(goal, reached, scale):
     assert scale_for(goal, reached) == pytest.approx(scale)
 
@@ -57,6 +57,13 @@ def test_both_sides_are_the_training_crops_each_once(sd, learned, monkeypatch):
     real, (same,) = contrasts(sd, defect, learner, [settings])
     assert real == same > 0
     assert len(seen) == len(defect.examples) == 5 and len({mask.numpy().tobytes() for mask in seen}) == 5
+
+
+def test_what_is_not_finite_is_refused(sd, learned, monkeypatch):
+    defect, learner, settings = learned
+    monkeypatch.setattr(calibrate, "paint_crops", lambda sd, crops, *rest: torch.full((len(crops), 3, 64, 64), nan))
+    with pytest.raises(RuntimeError, match="wood/burn: what is painted is not finite"):
+        guidance_of(sd, defect, learner, settings)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1.5, 2.75])

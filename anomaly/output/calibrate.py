@@ -9,6 +9,7 @@ departs from the paper: it has no guidance.
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,7 +55,12 @@ def scale_for(goal: float, reached: list[float]) -> float:
 
 
 def guidance_of(sd: StableDiffusion, defect: Defect, learner: AnomalyEmbedding, settings: Settings) -> float:
-    """A defect's guidance scale, to two digits after the point; that of the settings does not matter."""
+    """A defect's guidance scale, to two digits after the point; that of the settings does not matter.
+
+    RuntimeError if what is painted is not finite.
+    """
     uncond = settings.guidance.uncond_context
     goal, reached = contrasts(sd, defect, learner, [replace(settings, guidance=Guidance(g, uncond)) for g in TRIED])
+    if not np.isfinite([goal, *reached]).all():
+        raise RuntimeError(f"{defect.key}: what is painted is not finite; use --dtype bf16 or fp32")
     return round(scale_for(goal, reached), 2)
