@@ -40,6 +40,7 @@ def test_recipes_draw_the_same_but_for_what_they_change(views):
     plain, quarters, pairs, late, both = (draw(recipe, views, 1000, 5) for recipe in (
         PLAIN, Recipe("", stratified=True), Recipe("", antithetic=True), Recipe("", noisy=True),
         Recipe("", stratified=True, antithetic=True)))
+    assert not torch.equal(plain[4], draw(Recipe("", seed=1), views, 1000, 5)[4])
     assert all(torch.equal(plain[i], quarters[i]) and torch.equal(plain[i], late[i]) for i in (0, 1, 2, 4))
     assert all(torch.equal(plain[i][:2], pairs[i][:2]) for i in range(5)) and (late[3] > plain[3]).all()
     assert (both[3] // 500).tolist() == [0, 1, 0, 1] and torch.equal(both[4][:2], -both[4][2:])
