@@ -22,7 +22,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
                         "memory, 20 GB of disk; checkpoint: what the embedded one can do; method: which parts of the "
                         "method help; convergence: how soon textual inversion gets where it gets")
     parser.add_argument("--quick", action="store_true", help="method: on few scenes, three photographs a "
-                        "defect learned for 15 steps each: to see that it runs")
+                        "defect learned for 10 steps each: to see that it runs")
     parser.add_argument("--out", type=Path, help="method, convergence: the folder that keeps the rows "
                         "(default: runs/method, with --quick runs/quick)")
     args = parser.parse_args(argv)

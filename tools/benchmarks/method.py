@@ -26,7 +26,7 @@ from benchmarks.location import location
 from benchmarks.painting import CAPTION, OBJECT, WORDS, Bench, Numbers, Recorder, Row, Scale
 from benchmarks.tables import MEASURED, contrast_ratio, distance, interval, paired, share, shown, table
 
-QUICK = Scale((3, 2), (2, 1), (3, 2), 15, 3, ("learned", "unmasked loss", "without e_s", "background 0.3"), (1.0, 2.0))
+QUICK = Scale((2, 2), (2, 1), (2, 2), 10, 3, ("learned", "unmasked loss", "without e_s", "background 0.3"), (1.0, 2.0))
 BASE = Row(f"base: learned, the defect's own guidance, {STEPS} steps, no re-weighting")
 BARE = Row("no guidance", guidance=1.0)     # the paper's
 GAINS, TAUS = (1.2, 1.5, 2.0, 3.0), (0.5, 1.0)
