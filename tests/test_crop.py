@@ -24,6 +24,11 @@ def test_the_side_follows_the_rule(mask, size, side):
     assert defect_crop(mask, size).side == side
 
 
+def test_the_side_follows_the_margin():
+    mask = rectangle(300, 400, 100, 100, 80, 40)
+    assert (defect_crop(mask, 128, margin=2.5).side, defect_crop(mask, 128, margin=9).side) == (200, 400)
+
+
 def test_every_crop_holds_the_whole_mask_and_leaves_the_photograph_only_when_it_must():
     rng = np.random.default_rng(0)
     for _ in range(300):

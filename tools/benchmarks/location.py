@@ -7,8 +7,8 @@ from anomaly.dataset import Defect
 from anomaly.output.generate import context_of
 from anomaly.sampler import STEPS, Guidance, guided
 from anomaly.train import masked_losses
-from benchmarks.material import BATCH, encoded
-from benchmarks.painting import Bench, Numbers, Row
+from benchmarks.material import BATCH, Material, encoded, material
+from benchmarks.painting import VARIANTS, Bench, Numbers, Row
 from ldm.model import StableDiffusion
 
 TIMES = (100, 300, 500, 700, 900)   # of the losses
@@ -26,23 +26,32 @@ def unblended(sd: StableDiffusion, y_0: Tensor, noise: Tensor, context: Tensor, 
     return x_t
 
 
+def scenes_of(bench: Bench, variant: str, defect: Defect) -> Material:
+    """Scenes in such crops as the variant learned from."""
+    count = bench.scale.main[0]
+    if VARIANTS[variant].wide:
+        return material(bench.sd, "report", defect.object, defect.name, count, bench.size, wide=True)
+    return bench.material("report", defect, count)[0]
+
+
 @torch.no_grad()
 def location(bench: Bench, variant: str, defect: Defect) -> Numbers:
     """Of each scene: the masked loss with e_s of the right mask, of its mirror image, of the next scene's mask.
 
-    The same t and noise in all three. And how much more an unblended painting changes the mask without its mirror
-    image than the mirror image without the mask, with e_s of the one and of the other.
+    The same t and noise in all three, and the guidance of what the tools learned. And how much more an unblended
+    painting changes the mask without its mirror image than the mirror image without the mask, with e_s of the one
+    and of the other. And the overlap (IoU) of the mask and its mirror image.
     """
-    key = f"location/{defect.key}/{bench.scale.main[0]}/{variant}/{STEPS} steps"
+    key = f"location/{defect.key}/{bench.scale.main[0]}/{variant}/guidance of what the tools learned/{STEPS} steps"
     if key in bench.found:
         return bench.found[key]
-    sd, (scene, _) = bench.sd, bench.material("report", defect, bench.scale.main[0])
-    learner, masks = bench.learners[variant], scene.masks
-    guidance = bench.settings(bench.settled(Row("", variant), defect)).guidance
+    sd, scene = bench.sd, scenes_of(bench, variant, defect)
+    learner, masks, mirrored = bench.learners[variant], scene.masks, scene.masks.flip(2)
+    guidance = bench.settings(bench.settled(Row(""), defect)).guidance
     x_0, y_0 = encoded(sd, scene.real), encoded(sd, scene.normal)
     eps = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0))
     contexts = {name: context_of(sd, learner, defect.stem, m)
-                for name, m in (("right", masks), ("mirrored", masks.flip(2)), ("another", masks.roll(1, 0)))}
+                for name, m in (("right", masks), ("mirrored", mirrored), ("another", masks.roll(1, 0)))}
     numbers: Numbers = {}
     for name, context in contexts.items():
         losses = []
@@ -52,7 +61,8 @@ def location(bench: Bench, variant: str, defect: Defect) -> Numbers:
             out = torch.cat([sd.unet(*part) for part in zip(*(x.split(BATCH) for x in (x_t, t, context)))])
             losses.append(masked_losses(out, target, scene.cells))
         numbers[f"loss, {name}"] = torch.stack(losses).mean(dim=0).tolist()
-    here, there = masks & ~masks.flip(2), masks.flip(2) & ~masks
+    here, there = masks & ~mirrored, mirrored & ~masks
+    numbers["overlap"] = ((masks & mirrored).sum(dim=(1, 2)) / (masks | mirrored).sum(dim=(1, 2))).tolist()
     for name in ("right", "mirrored"):
         parts = zip(*(x.split(BATCH) for x in (y_0, eps, contexts[name])))
         pictures = torch.cat([sd.vae.decode(unblended(sd, *part, guidance)) for part in parts])

@@ -19,6 +19,7 @@ from anomaly.output.synthetic.pictures import Scene, draw_scene
 from ldm.model import StableDiffusion
 
 BATCH = 16
+WIDE = 2.5          # margin of crops in which a defect can be anywhere, in the place of crop.MARGIN
 BRANCH = 0.02       # a branched shape is a crack, this much wider on each side, in frames
 
 
@@ -66,12 +67,12 @@ def scenes(label: str, product: str, defect: str, shape: str = "own") -> Iterato
 
 
 def material(sd: StableDiffusion, label: str, product: str, defect: str, count: int, size: int,
-             shape: str = "own") -> Material:
-    """The first `count` scenes of a label in their crops."""
-    normal, real = [], []
+             shape: str = "own", wide: bool = False) -> Material:
+    """The first `count` scenes of a label in their crops; wide: the defect anywhere in a larger one."""
+    normal, real, rng = [], [], np.random.default_rng(0)
     for _, scene in zip(range(count), scenes(label, product, defect, shape)):
         image, mask = scene.render(FRAME)
-        crop = defect_crop(mask, size)
+        crop = defect_crop(mask, size, rng, WIDE) if wide else defect_crop(mask, size)
         real.append(take(image, mask, crop, size, sd.vae.config.factor))
         bare = replace(scene, defect=None).render(FRAME)[0]
         normal.append(take(bare, mask, crop, size, sd.vae.config.factor))

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 import train_embed
-from anomaly.dataset import Defect, find_defects, first_third
-from anomaly.embedding import ENCODER_RATE, VECTOR_RATE, AnomalyEmbedding, initial_vectors, seed_of
+from anomaly.crop import defect_crop, take, turned
+from anomaly.dataset import Defect, find_defects, first_third, read_example
+from anomaly.embedding import ENCODER_RATE, VECTOR_RATE, AnomalyEmbedding
 from anomaly.output.calibrate import contrasts, guidance_of
 from anomaly.output.console import Progress
 from anomaly.output.files import replacing
@@ -21,8 +22,8 @@ from anomaly.output.quality import diversity
 from anomaly.output.synthetic.demo import demo_data
 from anomaly.output.synthetic.pictures import describe
 from anomaly.sampler import STEPS, Guidance
-from anomaly.train import Views, textual_inversion
-from benchmarks.material import BATCH, Material, material, measure
+from anomaly.train import Views, encode, textual_inversion
+from benchmarks.material import BATCH, WIDE, Material, material, measure
 from benchmarks.tables import check_made_with
 from ldm.model import StableDiffusion
 from weights import fingerprint, load
@@ -30,9 +31,11 @@ from weights import fingerprint, load
 Weigh = Callable[[Tensor, Tensor], Tensor]
 Numbers = dict[str, list[float]]            # of each scene
 
+ROUNDS = 6                                  # views of each photograph in wide crops: as many as the tools draw
 NOTHING = 1 << 16                           # a seed apart from those of the rows
 WORDS = "words only"                        # a prompt in the place of anything learned
 OBJECT = "object"                           # a negative prompt to be replaced by the defect's own
+WIDE_CROPS = "wide crops"                   # a variant for its knowledge of the place alone
 CAPTION = "its own caption"                 # the words that the checkpoint was pretrained with
 
 
@@ -44,6 +47,15 @@ class WithoutPlace(AnomalyEmbedding):
 
     def rates(self, sd: StableDiffusion) -> list[dict]:
         return super().rates(sd)[:1]
+
+
+class WithFixedMask(AnomalyEmbedding):
+    """e_s of one mask a defect, a stripe: four vectors more for each defect, that know nothing of its masks."""
+
+    def forward(self, stem: str, masks: Tensor) -> dict[str, Tensor]:
+        stripe, i = torch.zeros_like(masks), list(self.e_a).index(stem)
+        stripe[:, :, i::2 * len(self.e_a)] = 1
+        return super().forward(stem, stripe)
 
 
 class WithObject(AnomalyEmbedding):
@@ -64,9 +76,10 @@ class WithoutWord(AnomalyEmbedding):
 
     def __init__(self, sd: StableDiffusion, defects: list[Defect], seed: int):
         super().__init__(sd, defects, seed)
-        for i, vectors in enumerate(self.e_a.values()):
-            generator = torch.Generator().manual_seed(seed_of(seed, i))
-            vectors.data.copy_(initial_vectors(sd, "", len(vectors), generator))
+        table = sd.text_encoder.word_table.float()
+        for defect in defects:
+            token, = sd.tokenizer.tokens(defect.name)
+            self.e_a[defect.stem].data += table.mean(dim=0) - table[token]
 
 
 @dataclass(frozen=True)
@@ -78,14 +91,17 @@ class Variant:
     background: float = 0.0
     steps: float = 1.0
     rates: float = 1.0
-    seed: int = 0
+    seed: int = 0           # of the vectors, of the views and of what a step draws
+    wide: bool = False      # learned from larger crops, in which most defects are off the centre
 
 
 VARIANTS = {"learned": Variant(), "unmasked loss": Variant(masked=False), "without e_s": Variant(WithoutPlace),
-            "another seed": Variant(seed=1), "background 0.3": Variant(background=0.3),
-            "prompt with the object": Variant(WithObject), "starts at the mean word": Variant(WithoutWord),
+            "e_s of a fixed mask": Variant(WithFixedMask), "background 0.3": Variant(background=0.3),
+            "a second seed": Variant(seed=1), "a third seed": Variant(seed=2),
+            "prompt with the object": Variant(WithObject), "the mean word to start from": Variant(WithoutWord),
             "half the steps": Variant(steps=0.5), "twice the steps": Variant(steps=2.0),
-            "a third of the rates": Variant(rates=1 / 3), "three times the rates": Variant(rates=3.0)}
+            "a third of the rates": Variant(rates=1 / 3), "three times the rates": Variant(rates=3.0),
+            WIDE_CROPS: Variant(wide=True)}
 
 
 @dataclass(frozen=True)
@@ -166,17 +182,24 @@ class Bench:
         with replacing(self.results) as temporary:
             temporary.write_text(json.dumps(self.found, indent=1) + "\n")
 
-    @cached_property
-    def views(self) -> dict[str, Views]:
-        """What every variant learns from."""
-        return {d.stem: train_embed.encode_views(self.sd, d, self.size, True, 0) for d in self.defects}
+    @cache
+    def views(self, seed: int, wide: bool) -> dict[str, Views]:
+        """What variants of a seed learn from."""
+        if not wide:
+            return {d.stem: train_embed.encode_views(self.sd, d, self.size, True, seed) for d in self.defects}
+        rng, factor, found = np.random.default_rng(seed), self.sd.vae.config.factor, {}
+        for d in self.defects:
+            pairs = [turned(*read_example(e), True, rng) for e in d.examples * ROUNDS]
+            crops = [take(*pair, defect_crop(pair[1], self.size, rng, WIDE), self.size, factor) for pair in pairs]
+            found[d.stem] = encode(self.sd, crops)
+        return found
 
     def learned(self, name: str, variant: Variant) -> AnomalyEmbedding:
         """The variant's vectors: learned once with the tool's own loop, then read."""
         learner = variant.learner(self.sd, self.defects, variant.seed)
         path = self.folder / f"{name.replace(' ', '-')}.pt"
         if not path.exists():
-            views = self.views
+            views = self.views(variant.seed, variant.wide)
             if not variant.masked:
                 views = {stem: Views(v.latents, torch.ones_like(v.cells), v.masks) for stem, v in views.items()}
             steps = round(variant.steps * self.scale.learning) * len(views)
