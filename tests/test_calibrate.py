@@ -59,6 +59,13 @@ def test_both_sides_are_the_training_crops_each_once(sd, learned, monkeypatch):
     assert len(seen) == len(defect.examples) == 5 and len({mask.numpy().tobytes() for mask in seen}) == 5
 
 
+def test_of_many_photographs_the_first_are_painted_over(sd, learned, monkeypatch):
+    defect, learner, settings = learned
+    first, _ = contrasts(sd, replace(defect, examples=defect.examples[:3]), learner, [settings])
+    monkeypatch.setattr(calibrate, "VIEWS", 3)
+    assert contrasts(sd, defect, learner, [settings])[0] == pytest.approx(first)
+
+
 def test_what_is_not_finite_is_refused(sd, learned, monkeypatch):
     defect, learner, settings = learned
     monkeypatch.setattr(calibrate, "paint_crops", lambda sd, crops, *rest: torch.full((len(crops), 3, 64, 64), nan))
