@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from anomaly import train
 from anomaly.dataset import Defect
 from anomaly.prompt import learned_context
 from anomaly.train import Views, masked_loss
-from benchmarks import convergence
-from benchmarks.convergence import PLAIN, Recipe, draw, reached
+from benchmarks import convergence, recipes
+from benchmarks.convergence import reached
+from benchmarks.recipes import PLAIN, TOOLS, Recipe, draw
 
 
 @pytest.fixture
@@ -37,19 +39,36 @@ def test_one_picture_with_four_times(views):
 
 
 def test_recipes_draw_the_same_but_for_what_they_change(views):
-    plain, quarters, pairs, late, both = (draw(recipe, views, 1000, 5) for recipe in (
-        PLAIN, Recipe("", stratified=True), Recipe("", antithetic=True), Recipe("", noisy=True),
-        Recipe("", stratified=True, antithetic=True)))
+    plain, quarters, pairs, late = (draw(recipe, views, 1000, 5) for recipe in (
+        PLAIN, Recipe("", stratified=True), Recipe("", antithetic=True), Recipe("", noisy=True)))
     assert not torch.equal(plain[4], draw(Recipe("", seed=1), views, 1000, 5)[4])
     assert all(torch.equal(plain[i], quarters[i]) and torch.equal(plain[i], late[i]) for i in (0, 1, 2, 4))
     assert all(torch.equal(plain[i][:2], pairs[i][:2]) for i in range(5)) and (late[3] > plain[3]).all()
-    assert (both[3] // 500).tolist() == [0, 1, 0, 1] and torch.equal(both[4][:2], -both[4][2:])
+
+
+def test_the_tools_rates_fall_in_the_end_and_others_only_rise_at_first(monkeypatch):
+    sd, defects, rates = convergence.load("tiny"), [Defect("wood", "burn", ())], []
+    square = Views(torch.randn(2, 4, 16, 16), torch.ones(2, 16, 16, dtype=torch.bool), torch.ones(2, 128, 128))
+
+    class Watched(torch.optim.SGD):
+        def step(self):
+            rates.append(self.param_groups[0]["lr"])
+    monkeypatch.setattr(recipes, "backward", lambda *args: None)
+    monkeypatch.setattr(torch.optim, "Adam", Watched)
+    monkeypatch.setattr(recipes, "WARM_UP", 2)
+    monkeypatch.setattr(train, "WARM_UP", 2)
+    monkeypatch.setattr(train, "PLATEAU", 3)
+    for recipe, expected in ((PLAIN, (0.5, 1, 1, 1)), (TOOLS, (0.5, 1, 1, 0.75 ** 0.5))):
+        rates.clear()
+        learning = recipes.learn(sd, recipe, 2.0, recipes.learner_of(sd, recipe, defects), {"wood-burn": square})
+        assert [next(learning) for _ in range(4)] == [1, 2, 3, 4]
+        assert [r / (2 * recipes.VECTOR_RATE * recipes.word_rms(sd)) for r in rates] == pytest.approx(expected)
 
 
 def test_plain_vectors_begin_at_one_point_and_spread_ones_do_not():
     sd, defects = convergence.load("tiny"), [Defect("wood", "burn", ())]
     plain, spread = (convergence.learner_of(sd, recipe, defects).e_a["wood-burn"]
-                     for recipe in (PLAIN, Recipe("", spread=convergence.INITIAL_NOISE)))
+                     for recipe in (PLAIN, Recipe("", spread=recipes.INITIAL_NOISE)))
     assert torch.allclose(spread, convergence.AnomalyEmbedding(sd, defects, seed=0).e_a["wood-burn"], atol=1e-6)
     assert torch.allclose(plain, spread.mean(dim=0).expand_as(plain), atol=1e-6)
 
@@ -59,23 +78,21 @@ def test_the_goal_is_reached_at_the_first_look_that_meets_it():
     assert reached(losses, 0.3) == 50 and reached(losses[:1], 0.3) == np.inf
 
 
-def test_what_lowers_the_best_candidates_loss_goes_with_it(monkeypatch, tmp_path):
-    course = convergence.Course(tmp_path, None, (("wood", "burn"),), "test")
-    tried = {PLAIN: (0.5, 1.0)} | {recipe: (0.6, 1.0) for recipe in convergence.CANDIDATES}
-    for recipe in convergence.CANDIDATES:
-        if recipe.antithetic or recipe.spread or recipe.noisy:
-            tried[recipe] = (0.3 if recipe.spread else 0.4 if recipe.noisy else 0.45, 3.0)
-    runs = []
+def test_batches_of_one_take_a_step_for_each_picture(monkeypatch):
+    sd, defects = convergence.load("tiny"), [Defect("wood", "burn", ())]
+    square = Views(torch.randn(8, 4, 16, 16), torch.rand(8, 16, 16) < 0.5, torch.rand(8, 128, 128) < 0.5)
+    backward, seen = recipes.backward, []
 
-    def run(recipe, factor, *looks):
-        runs.append((recipe, factor))
-        return [(300, 0.35 if recipe.noisy else 0.25)]
-    monkeypatch.setattr(course, "run", run)
-    noise = convergence.INITIAL_NOISE
-    best = Recipe("a word plus noise, antithetic noise", spread=noise, antithetic=True)
-    assert convergence.together(course, tried) == (best, (0.25, 3.0))
-    assert runs == [(Recipe("a word plus noise, more of the noisy t", spread=noise, noisy=True), 3.0), (best, 3.0)]
-    assert convergence.together(course, {r: (0.5, 1.0) for r in tried}) == (PLAIN, (0.5, 1.0))
+    def spied(loss, out, parameters):
+        seen.append((len(out), parameters[0].detach().clone()))
+        backward(loss, out, parameters)
+    monkeypatch.setattr(recipes, "backward", spied)
+    for recipe, batch, steps in ((PLAIN, 4, 2), (Recipe("", single=True), 1, 8)):
+        seen.clear()
+        learning = convergence.learn(sd, recipe, 1.0, convergence.learner_of(sd, recipe, defects), {"wood-burn": square})
+        assert [next(learning), next(learning)] == [1, 2]
+        assert [size for size, _ in seen] == [batch] * steps
+        assert all(not torch.equal(before, after) for (_, before), (_, after) in zip(seen, seen[1:]))
 
 
 def test_averaged_vectors_are_the_mean_of_the_steps(monkeypatch, tmp_path):
@@ -94,10 +111,16 @@ def test_averaged_vectors_are_the_mean_of_the_steps(monkeypatch, tmp_path):
     assert losses == [(3, pytest.approx(2)), (6, pytest.approx(3.5)), (9, pytest.approx(5))]
 
 
-def test_a_recipe_is_tried_at_every_rate_and_the_lowest_loss_is_taken(monkeypatch, tmp_path):
-    course = convergence.Course(tmp_path, None, (("wood", "burn"),), "test")
-    monkeypatch.setattr(course, "run", lambda recipe, factor, *looks: [(300, abs(factor - 0.9))])
-    assert convergence.trial(course, PLAIN) == (pytest.approx(0.1), 1.0)
+def test_a_recipe_is_tried_at_every_rate_and_the_best_rate_with_every_seed(monkeypatch, tmp_path):
+    course, runs = convergence.Course(tmp_path, None, (("wood", "burn"),), "test"), []
+
+    def run(recipe, factor, *looks):
+        runs.append((recipe.seed, recipe.name, factor))
+        return [(300, abs(factor - 0.9) + recipe.seed)]
+    monkeypatch.setattr(course, "run", run)
+    found = convergence.trial(course, PLAIN, convergence.RATES)
+    assert found.factor == 1.0 and found.losses == pytest.approx((0.1, 1.1)) and found.mean == pytest.approx(0.6)
+    assert set(runs) == {(0, "plain", 0.3), (0, "plain", 1.0), (0, "plain", 3.0), (1, "plain, another seed", 1.0)}
 
 
 def test_a_candidate_is_looked_at_finely_before_its_first_good_look_only(monkeypatch, tmp_path):
