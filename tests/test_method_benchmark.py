@@ -185,7 +185,7 @@ def test_the_whole_benchmark_in_little(monkeypatch, tmp_path, capsys):
     for line in ("| the real defect | wood/burn | 1.00 (1.00 to 1.00) |", "| words only | wood/burn |",
                  "| no guidance, paper, gain of the defect | wood/burn |", "| the tools' defaults | wood/burn |",
                  "| its own caption, guidance 4 | plastic/glue |",
-                 "| wood/burn | branched | irregular |", "| wood/burn | background 0.3 |", "| wood/burn | wide crops |"):
+                 "| wood/burn | branched | irregular |", "| wood/burn | learned |", "| wood/burn | wide crops |"):
         assert line in first
     kept = json.loads((tmp_path / "method.json").read_text())
     del kept["made with"]

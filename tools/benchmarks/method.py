@@ -40,7 +40,7 @@ def single_changes(variants: tuple[str, ...]) -> list[Row]:
     """One thing at a time; re-weightings that only strengthen in the place of guidance."""
     rows = [BASE, *(replace(BASE, name=name, variant=name) for name in (WORDS, *variants)
                     if name not in ("learned", WIDE_CROPS))]
-    rows += [BARE, *(Row(f"guidance {g:g}", guidance=g) for g in (1.5, 2.0, 2.5, 4.0))]
+    rows += [BARE, *(Row(f"guidance {g:g}", guidance=g) for g in (1.5, 2.5, 4.0))]
     rows += [Row(f"{n} steps", steps=n) for n in (10, 20, 50) if n != STEPS]
     rows += [Row("negative prompt: the object", negative=OBJECT)]
     rows += [Row("literal", weigh=literal), Row("released", weigh=released)]
@@ -148,7 +148,7 @@ def adaptivity(bench: Bench) -> Iterator[list[str]]:
 def places(bench: Bench) -> Iterator[list[str]]:
     """What e_s knows of the place."""
     for defect in bench.defects:
-        for variant in [v for v in ("learned", "background 0.3", WIDE_CROPS) if v in bench.scale.variants]:
+        for variant in [v for v in ("learned", WIDE_CROPS) if v in bench.scale.variants]:
             n = location(bench, variant, defect)
             wrong = [np.array(n[f"loss, {name}"]) - np.array(n["loss, right"]) for name in ("mirrored", "another")]
             moved = np.array(n["change, right"]) - np.array(n["change, mirrored"])

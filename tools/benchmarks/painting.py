@@ -99,7 +99,7 @@ VARIANTS = {"learned": Variant(), "unmasked loss": Variant(masked=False), "witho
             "e_s of a fixed mask": Variant(WithFixedMask), "background 0.3": Variant(background=0.3),
             "a second seed": Variant(seed=1), "a third seed": Variant(seed=2),
             "prompt with the object": Variant(WithObject), "the mean word to start from": Variant(WithoutWord),
-            "half the steps": Variant(steps=0.5), "twice the steps": Variant(steps=2.0),
+            "twice the steps": Variant(steps=2.0),
             "a third of the rates": Variant(rates=1 / 3), "three times the rates": Variant(rates=3.0),
             WIDE_CROPS: Variant(wide=True)}
 
