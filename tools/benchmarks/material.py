@@ -19,7 +19,7 @@ from anomaly.output.synthetic.pictures import Scene, draw_scene
 from ldm.model import StableDiffusion
 
 BATCH = 16
-WIDE = 2.5          # margin of crops in which a defect can be anywhere, in the place of crop.MARGIN
+WIDE = 2.5          # margin of crops in which most defects are off the centre, in the place of crop.MARGIN
 BRANCH = 0.02       # a branched shape is a crack, this much wider on each side, in frames
 
 
