@@ -10,7 +10,7 @@ import torch
 from anomaly.dataset import find_defects, first_third
 from anomaly.embedding import AnomalyEmbedding
 from anomaly.output import calibrate
-from anomaly.output.calibrate import LARGEST, contrast, contrasts, guidance_of, scale_for
+from anomaly.output.calibrate import LARGEST, Strength, contrast, contrasts, scale_for, strength_of
 from anomaly.output.generate import Settings
 from anomaly.output.synthetic import demo
 from anomaly.sampler import Guidance
@@ -70,7 +70,34 @@ def test_what_is_not_finite_is_refused(sd, learned, monkeypatch):
     defect, learner, settings = learned
     monkeypatch.setattr(calibrate, "paint_crops", lambda sd, crops, *rest: torch.full((len(crops), 3, 64, 64), nan))
     with pytest.raises(RuntimeError, match="wood/burn: what is painted is not finite"):
-        guidance_of(sd, defect, learner, settings)
+        strength_of(sd, defect, learner, settings)
+
+
+@pytest.mark.parametrize("falls, expected", [(False, 3.0), (True, 2.0)])
+def test_a_scale_beyond_those_painted_with_must_come_nearer(sd, learned, monkeypatch, falls, expected):
+    """A stand-in whose contrast rises up to scale 2, to 6/7 of the photographs', and then rises on or falls."""
+    defect, learner, settings = learned
+    real, _ = contrasts(sd, defect, learner, [settings])
+
+    def bent(sd, crops, context, noise, settings):
+        scale = settings.guidance.scale
+        strength = real * (4 + min(scale, 2 if falls else scale) - falls * max(scale - 2, 0)) / 7
+        return torch.stack([strength * crop.mask.expand(3, -1, -1) for crop in crops])
+    monkeypatch.setattr(calibrate, "paint_crops", bent)
+    assert Strength(
+        expected, pytest.approx(real * (6 if falls else 7) / 7), pytest.approx(real))
+
+
+def test_what_is_not_finite_beyond_the_scales_is_refused(sd, learned, monkeypatch):
+    defect, learner, settings = learned
+
+    def broken(sd, crops, context, noise, settings):
+        scale = settings.guidance.scale
+        strength = scale / 100 if scale <= 2 else nan
+        return torch.stack([strength * crop.mask.expand(3, -1, -1) for crop in crops])
+    monkeypatch.setattr(calibrate, "paint_crops", broken)
+    with pytest.raises(RuntimeError, match="wood/burn: what is painted is not finite"):
+        strength_of(sd, defect, learner, settings)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1.5, 2.75])
@@ -83,6 +110,7 @@ def test_the_guidance_found_is_the_one_that_gives_the_photographs_contrast(sd, l
         strength = real / scale * settings.guidance.scale
         return torch.stack([strength * crop.mask.expand(3, -1, -1) for crop in crops])
     monkeypatch.setattr(calibrate, "paint_crops", flat)
-    assert guidance_of(sd, defect, learner, settings) == pytest.approx(scale, abs=0.005)
-    assert guidance_of(sd, defect, learner, replace(settings, guidance=Guidance(2.0, sd.context("")))) == pytest.approx(
-        scale, abs=0.005)
+    found = strength_of(sd, defect, learner, settings)
+    assert found.guidance == pytest.approx(scale, abs=0.005)
+    assert found.goal == pytest.approx(real) and found.contrast == pytest.approx(real, rel=0.005)
+    assert strength_of(sd, defect, learner, replace(settings, guidance=Guidance(2.0, sd.context("")))) == found

@@ -22,7 +22,7 @@ from anomaly.dataset import (Defect, check_names, find_defects, first_third, pai
 from anomaly.embedding import AnomalyEmbedding, MaskEmbedding
 from anomaly.mask_model import mask_picture
 from anomaly.output import run as runs
-from anomaly.output.calibrate import LARGEST, guidance_of
+from anomaly.output.calibrate import strength_of
 from anomaly.output.console import (DTYPES, Parser, Progress, at_least, choose_device, choose_dtype, path_or,
                                     run_tool)
 from anomaly.output.files import write_image
@@ -181,9 +181,10 @@ def main(argv: list[str] | None = None) -> None:
     uncond = sd.context("")
     settings = Settings(size, STEPS, Guidance(1.0, uncond), to_rgb, None)
     with Progress("finding the guidance", len(defects)) as progress:
-        guidance = {d.stem: guidance_of(sd, d, learner, settings) for d in progress.each(defects)}
-    print(*(f"{d.key}: guidance {guidance[d.stem]:g}" + (", the highest; it may be too faint" if guidance[d.stem] == LARGEST
-                                                         else "") for d in defects), sep="\n", file=sys.stderr)
+        found = {d.stem: strength_of(sd, d, learner, settings) for d in progress.each(defects)}
+    guidance = {stem: strength.guidance for stem, strength in found.items()}
+    print(*(f"{d.key}: guidance {s.guidance:g}, contrast {s.contrast:.2f}, in the photographs {s.goal:.2f}"
+            for d, s in zip(defects, found.values())), sep="\n", file=sys.stderr)
     runs.save_vectors(run, "embeddings", "", learner.e_a, guidance)
     runs.save_module(run, "spatial_encoder", learner.spatial_encoder.state_dict())
     masks = None

@@ -2,12 +2,13 @@
 
 Guidance makes a defect stand out more, and how much it takes differs from defect to defect. So a defect is painted over its
 own training photographs with two scales, and the scale at which its contrast would be theirs is read off the
-straight line through them.
+straight line through them. Contrast may fall again as the scale grows, so a scale beyond the two is painted with, too,
+and must come nearer.
 
 departs from the paper: it has no guidance.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -54,13 +55,32 @@ def scale_for(goal: float, reached: list[float]) -> float:
     return min(max(TRIED[0] + (goal - reached[0]) / rise, 1.0), LARGEST) if rise > 0 else 1.0
 
 
-def guidance_of(sd: StableDiffusion, defect: Defect, learner: AnomalyEmbedding, settings: Settings) -> float:
-    """A defect's guidance scale, to two digits after the point; that of the settings does not matter.
+@dataclass(frozen=True)
+class Strength:
+    """A defect's guidance scale, the contrast it is painted with, and that of its training photographs."""
+
+    guidance: float     # two digits after the point
+    contrast: float
+    goal: float
+
+
+def strength_of(sd: StableDiffusion, defect: Defect, learner: AnomalyEmbedding, settings: Settings) -> Strength:
+    """The scale that comes as near to the goal as was found; that of the settings does not matter.
 
     RuntimeError if what is painted is not finite.
     """
-    uncond = settings.guidance.uncond_context
-    goal, reached = contrasts(sd, defect, learner, [replace(settings, guidance=Guidance(g, uncond)) for g in TRIED])
-    if not np.isfinite([goal, *reached]).all():
-        raise RuntimeError(f"{defect.key}: what is painted is not finite; use --dtype bf16 or fp32")
-    return round(scale_for(goal, reached), 2)
+    def painted(*scales: float) -> tuple[float, list[float]]:
+        uncond = settings.guidance.uncond_context
+        goal, reached = contrasts(sd, defect, learner, [replace(settings, guidance=Guidance(g, uncond)) for g in scales])
+        if not np.isfinite([goal, *reached]).all():
+            raise RuntimeError(f"{defect.key}: what is painted is not finite; use --dtype bf16 or fp32")
+        return goal, reached
+
+    goal, reached = painted(*TRIED)
+    scale = round(scale_for(goal, reached), 2)
+    if scale > TRIED[1]:
+        _, (beyond,) = painted(scale)
+        if abs(goal - beyond) < abs(goal - reached[1]):
+            return Strength(scale, beyond, goal)
+        scale = TRIED[1]
+    return Strength(scale, float(np.interp(scale, TRIED, reached)), goal)

@@ -14,7 +14,7 @@ import train_embed
 from anomaly.crop import defect_crop, take, turned
 from anomaly.dataset import Defect, find_defects, first_third, read_example
 from anomaly.embedding import ENCODER_RATE, VECTOR_RATE, AnomalyEmbedding
-from anomaly.output.calibrate import contrasts, guidance_of
+from anomaly.output.calibrate import contrasts, strength_of
 from anomaly.output.console import Progress
 from anomaly.output.files import replacing
 from anomaly.output.generate import Settings, context_of, paint_crops
@@ -269,7 +269,7 @@ class Bench:
         key = f"guidance/{variant}/{STEPS} steps/{defect.key}" + f"/negative {row.negative}" * bool(row.negative)
         if key not in self.found:
             settings = self.settings(Row("", guidance=1.0, negative=row.negative))
-            self.keep(key, guidance_of(self.sd, defect, self.learners[variant], settings))
+            self.keep(key, strength_of(self.sd, defect, self.learners[variant], settings).guidance)
         return self.found[key]
 
     def settled(self, row: Row, defect: Defect) -> Row:
