@@ -83,7 +83,8 @@ def test_the_distance_from_the_real_defect_counts_too_much_as_too_little():
 def test_rows_are_told_apart_by_all_that_they_do_and_not_by_their_names():
     row = painting.Row("a name")
     changes = {"variant": "without e_s", "guidance": 1.75, "steps": 7, "negative": "wood",
-               "weigh": partial(method.paper, gain=2.0, tau=0.5), "calibrated": method.constant, "again": True}
+               "weigh": partial(method.paper, gain=2.0, tau=0.5), "calibrated": method.constant, "again": True,
+               "another": True}
     assert {f.name for f in fields(row)} == {"name", *changes}
     keys = {replace(row, **{name: value}).key for name, value in changes.items()}
     assert len(keys) == len(changes) and row.key not in keys and replace(row, name="another").key == row.key
@@ -132,13 +133,36 @@ def test_rows_are_ordered_by_distance_and_compared_with_the_tools_scene_by_scene
 
 
 def test_adapting_is_better_where_it_is_below_the_constant(monkeypatch):
-    plain, control, adapted = method.main_rows()[4:7]
+    plain, control, adapted = method.main_rows(Known.scale.variants)[4:7]
     assert (plain.name, control.weigh.func, adapted.weigh.func) == ("masked loss, e_s", method.constant, method.paper)
     monkeypatch.setattr(method, "groups", lambda *args: {"all": np.ones(4, dtype=bool), "two": np.arange(4) < 2})
     known = Known({plain.name: (0, 0), control.name: (0.3, 0.01), adapted.name: (0.2, 0.03)})
     everyone, two = list(method.adaptivity(known))[:2]
     assert everyone[:4] == ["wood/burn", "its own", "all", "4"] and two[2:4] == ["two", "2"]
     assert everyone[4].startswith("+0.050 ") and everyone[5].startswith("-0.250 ") and two[5].startswith("-0.150 ")
+
+
+def test_the_gain_is_on_the_lines_between_those_tried_or_has_the_most_contrast(monkeypatch, tmp_path):
+    bench, row = object.__new__(painting.Bench), painting.Row("", guidance=1.0, calibrated=method.constant)
+    bench.scale, bench.learners, bench.sd = method.Scale(gains=(1.0, 2.0, 3.0, 4.0)), {"learned": None}, None
+    bench.keep = lambda key, value: bench.found.update({key: value})
+    monkeypatch.setattr(bench, "settings", lambda row: row, raising=False)
+    for goal, reached, gain in ((0.45, [0.1, 0.3, 0.6, 0.5], 2.5), (0.9, [0.1, 0.3, 0.6, 0.5], 3.0),
+                                (0.05, [0.1, 0.3, 0.6, 0.5], 1.0), (0.9, [0.1, 0.2, 0.3, 0.4], 4.0)):
+        bench.found = {}
+        monkeypatch.setattr(painting, "contrasts", lambda *args: (goal, reached))
+        assert bench.gain(Defect("wood", "burn", ()), row) == pytest.approx(gain)
+
+
+def test_a_row_can_be_painted_with_e_s_of_another_scenes_mask(sd):
+    burn, masks = Defect("wood", "burn", ()), torch.zeros(3, 128, 128, dtype=torch.bool)
+    for i in range(3):
+        masks[i, 30 * i:30 * i + 40, 50:90] = True
+    bench = object.__new__(painting.Bench)
+    bench.sd, bench.learners = sd, {"learned": painting.AnomalyEmbedding(sd, [burn], 0).requires_grad_(False)}
+    scene = material.Material([], [], masks, masks, masks)
+    own, another = (bench.context(painting.Row("", another=other), burn, scene) for other in (False, True))
+    assert torch.allclose(another, own[[2, 0, 1]], atol=1e-5) and not torch.allclose(another, own, atol=1e-3)
 
 
 def test_the_variants_words(sd):

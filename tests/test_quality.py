@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from anomaly.output.quality import (colour_share, contrast_energy, diversity, elongation, fill, histogram_distance,
-                                    histogram_share, leak, mean_colour, overlap, perimeter, ring)
+                                    histogram_share, intersection_over_union, leak, mean_colour, overlap, perimeter,
+                                    place, ring)
 
 
 def disc(radius, size=65, stretch=1.0, shift=(0, 0)):
@@ -88,8 +89,10 @@ def test_the_energy_of_contrast_is_the_squared_step_whatever_the_grain(height):
     masks = squares((20, 20, 40, 40), (0, 0, 10, 64))
     flat = 0.3 + height * masks[:, None].double().expand(-1, 3, -1, -1)
     assert torch.allclose(contrast_energy(flat, masks), torch.full((2,), height ** 2, dtype=torch.float64))
-    grainy = flat + 0.1 * noise(2, 3, 64, 64)
-    assert torch.allclose(contrast_energy(grainy, masks), torch.full((2,), height ** 2, dtype=torch.float64), atol=0.01)
+    for grain, error in ((0.1, 0.01), (0.5, 0.03)):      # whose own energies are 0.003 and 0.083
+        grainy = flat + grain * noise(2, 3, 64, 64, seed=2)
+        expected = torch.full((2,), height ** 2, dtype=torch.float64)
+        assert torch.allclose(contrast_energy(grainy, masks), expected, atol=error)
 
 
 def test_a_defect_that_is_light_and_dark_has_contrast():
@@ -106,6 +109,20 @@ def test_leak_is_the_change_outside_and_nothing_of_the_inside():
     assert leak(painted, normal, masks).tolist() == [0, 0]
     painted[1, :, 32:48] -= 0.2
     assert leak(painted, normal, masks)[1].item() == pytest.approx(0.1)
+
+
+def test_the_place_is_where_more_has_changed():
+    normal, here, there = noise(2, 3, 64, 64), squares((0, 0, 8, 8), (5, 5, 9, 20)), squares((0, 56, 8, 64), (0, 0, 0, 0))
+    painted = normal + 0.6 * here[:, None] - 0.2 * there[:, None]
+    assert place(painted, normal, here, there).tolist() == pytest.approx([0.4, 0.6])
+    assert place(painted, normal, there, here).tolist() == pytest.approx([-0.4, -0.6])
+    assert place(normal + 0.3, normal, here, here.flip(2)).tolist() == pytest.approx([0, 0])
+
+
+def test_intersection_over_union_is_counted_where_the_masks_lie():
+    a, b = squares((0, 0, 10, 10), (3, 3, 9, 9)), squares((0, 5, 10, 15), (3, 3, 9, 9))
+    assert intersection_over_union(a, b).tolist() == pytest.approx([50 / 150, 1])
+    assert intersection_over_union(a, a.flip(2)).tolist() == [0, 0]
 
 
 def test_diversity_is_the_mean_difference_of_all_pairs_inside():

@@ -183,7 +183,7 @@ def main(argv: list[str] | None = None) -> None:
     with Progress("finding the guidance", len(defects)) as progress:
         found = {d.stem: strength_of(sd, d, learner, settings) for d in progress.each(defects)}
     guidance = {stem: strength.guidance for stem, strength in found.items()}
-    print(*(f"{d.key}: guidance {s.guidance:g}, contrast {s.contrast:.2f}, in the photographs {s.goal:.2f}"
+    print(*(f"{d.key}: guidance {s.guidance:g}, for a contrast of {s.contrast:.2f}; the photographs have {s.goal:.2f}"
             for d, s in zip(defects, found.values())), sep="\n", file=sys.stderr)
     runs.save_vectors(run, "embeddings", "", learner.e_a, guidance)
     runs.save_module(run, "spatial_encoder", learner.spatial_encoder.state_dict())

@@ -57,21 +57,22 @@ def scale_for(goal: float, reached: list[float]) -> float:
 
 @dataclass(frozen=True)
 class Strength:
-    """A defect's guidance scale, the contrast it is painted with, and that of its training photographs."""
+    """A defect's guidance scale, to two digits after the point, and how strong that makes it."""
 
-    guidance: float     # two digits after the point
-    contrast: float
-    goal: float
+    guidance: float
+    contrast: float     # expected of what is painted; up to the larger of TRIED on the line, above as measured
+    goal: float         # contrast of the training photographs
 
 
 def strength_of(sd: StableDiffusion, defect: Defect, learner: AnomalyEmbedding, settings: Settings) -> Strength:
-    """The scale that comes as near to the goal as was found; that of the settings does not matter.
+    """A defect's strength; the guidance of the settings does not matter.
 
     RuntimeError if what is painted is not finite.
     """
     def painted(*scales: float) -> tuple[float, list[float]]:
         uncond = settings.guidance.uncond_context
-        goal, reached = contrasts(sd, defect, learner, [replace(settings, guidance=Guidance(g, uncond)) for g in scales])
+        trials = [replace(settings, guidance=Guidance(scale, uncond)) for scale in scales]
+        goal, reached = contrasts(sd, defect, learner, trials)
         if not np.isfinite([goal, *reached]).all():
             raise RuntimeError(f"{defect.key}: what is painted is not finite; use --dtype bf16 or fp32")
         return goal, reached

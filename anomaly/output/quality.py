@@ -78,6 +78,16 @@ def leak(painted: Tensor, normal: Tensor, masks: Tensor) -> Tensor:
     return change.sum(dim=(1, 2)) / (~masks).sum(dim=(1, 2))
 
 
+def place(painted: Tensor, normal: Tensor, here: Tensor, there: Tensor) -> Tensor:
+    """Mean absolute change under the masks `here` less that under `there`: above 0 where the defect went here.
+
+    Either mask may be empty; nothing has changed there.
+    """
+    change = (painted - normal).abs().mean(dim=1)
+    inside, outside = ((change * m).sum(dim=(1, 2)) / m.sum(dim=(1, 2)).clamp_min(1) for m in (here, there))
+    return inside - outside
+
+
 def diversity(paintings: list[Tensor], masks: Tensor) -> Tensor:
     """Mean absolute difference inside the mask between paintings of the same photographs with other noises."""
     pairs = [(a, b) for i, a in enumerate(paintings) for b in paintings[:i]]
@@ -100,6 +110,11 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
     spectra = np.fft.rfft2(a, size), np.fft.rfft2(b, size)
     most = np.fft.irfft2(spectra[0] * spectra[1].conj(), size).max().round()
     return float(most / (a.sum() + b.sum() - most))
+
+
+def intersection_over_union(a: Tensor, b: Tensor) -> Tensor:
+    """Of masks where they lie, (b,)."""
+    return (a & b).sum(dim=(1, 2)) / (a | b).sum(dim=(1, 2))
 
 
 def perimeter(mask: np.ndarray) -> int:

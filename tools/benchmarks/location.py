@@ -5,6 +5,7 @@ from torch import Tensor
 
 from anomaly.dataset import Defect
 from anomaly.output.generate import context_of
+from anomaly.output.quality import intersection_over_union, place
 from anomaly.sampler import STEPS, Guidance, guided
 from anomaly.train import masked_losses
 from benchmarks.material import BATCH, Material, encoded, material
@@ -62,12 +63,10 @@ def location(bench: Bench, variant: str, defect: Defect) -> Numbers:
             losses.append(masked_losses(out, target, scene.cells))
         numbers[f"loss, {name}"] = torch.stack(losses).mean(dim=0).tolist()
     here, there = masks & ~mirrored, mirrored & ~masks
-    numbers["overlap"] = ((masks & mirrored).sum(dim=(1, 2)) / (masks | mirrored).sum(dim=(1, 2))).tolist()
+    numbers["overlap"] = intersection_over_union(masks, mirrored).tolist()
     for name in ("right", "mirrored"):
         parts = zip(*(x.split(BATCH) for x in (y_0, eps, contexts[name])))
         pictures = torch.cat([sd.vae.decode(unblended(sd, *part, guidance)) for part in parts])
-        change = (pictures - scene.normal_seen).abs().mean(dim=1)
-        inside, outside = ((change * m).sum(dim=(1, 2)) / m.sum(dim=(1, 2)).clamp_min(1) for m in (here, there))
-        numbers[f"change, {name}"] = (inside - outside).tolist()
+        numbers[f"change, {name}"] = place(pictures, scene.normal_seen, here, there).tolist()
     bench.keep(key, numbers)
     return numbers

@@ -32,6 +32,7 @@ BASE = Row(f"base: learned, the defect's own guidance, {STEPS} steps, no re-weig
 BARE = Row("no guidance", guidance=1.0)     # the paper's
 GAINS, TAUS = (1.5, 2.0, 3.0), (0.5, 1.0)
 COMPARED = {"gain": 1.5, "tau": 0.5}        # where adapting is compared with a constant scene by scene
+SEEDS = ("a second seed", "a third seed")
 SEEN = [Defect("plastic", "glue", ()), Defect("metal", "scratch", ())]   # pretraining's own: what limits the rest
 SHOWN = (1, 4, 8, 12, 16, 19)   # steps whose maps are shown
 
@@ -43,7 +44,7 @@ def single_changes(variants: tuple[str, ...]) -> list[Row]:
     rows += [BARE, *(Row(f"guidance {g:g}", guidance=g) for g in (1.5, 2.5, 4.0))]
     rows += [Row(f"{n} steps", steps=n) for n in (10, 20, 50) if n != STEPS]
     rows += [Row("negative prompt: the object", negative=OBJECT)]
-    rows += [Row("literal", weigh=literal), Row("released", weigh=released)]
+    rows += [Row("literal", weigh=literal), replace(BARE, name="no guidance, released", weigh=released)]
     rows += [Row(f"paper, gain 1, tau {tau:g}", weigh=partial(paper, gain=1.0, tau=tau)) for tau in TAUS]
     for gain in GAINS:
         rows += [replace(BARE, name=f"no guidance, constant {gain:g}", weigh=partial(constant, gain=gain))]
@@ -57,8 +58,8 @@ def own_gains(before: str) -> list[Row]:
     return [replace(BARE, name=f"{before}{w.__name__}, gain of the defect", calibrated=w) for w in (constant, paper)]
 
 
-def main_rows() -> list[Row]:
-    """The parts of the method, one after the other, without guidance but for the last."""
+def main_rows(variants: tuple[str, ...]) -> list[Row]:
+    """The parts of the method, one after the other, without guidance; then the tools' way; then what bears on e_s."""
     compared = partial(paper, **COMPARED)
     name = f"+ paper, gain {COMPARED['gain']:g}, tau {COMPARED['tau']:g}"
     return [replace(BARE, name=WORDS, variant=WORDS),
@@ -69,7 +70,9 @@ def main_rows() -> list[Row]:
             replace(BARE, name=f"+ constant {COMPARED['gain']:g}", weigh=partial(constant, gain=COMPARED["gain"])),
             replace(BARE, name=name, weigh=compared),
             replace(BARE, name="+ the same, drawn again with its last map", weigh=compared, again=True),
-            *own_gains("+ "), replace(BASE, name="+ the defect's own guidance instead")]
+            *own_gains("+ "), replace(BASE, name="+ the defect's own guidance instead"),
+            replace(BARE, name="masked loss, e_s, painted with e_s of another scene's mask", another=True),
+            *(replace(BARE, name=f"masked loss, e_s, {seed}", variant=seed) for seed in SEEDS if seed in variants)]
 
 
 def line(name: str, defect: Defect, n: Numbers) -> list[str]:
@@ -135,7 +138,7 @@ def to_go(numbers: Numbers, column: str) -> np.ndarray:
 
 def adaptivity(bench: Bench) -> Iterator[list[str]]:
     """The adaptive map against the constant of the same mean, scene by scene."""
-    plain, control, adapted = main_rows()[4:7]
+    plain, control, adapted = main_rows(bench.scale.variants)[4:7]
     for defect in bench.defects:
         for shape in ("own", "branched"):
             a, b, c = (bench.row("report", row, defect, bench.scale.main, shape) for row in (adapted, control, plain))
@@ -187,12 +190,12 @@ def main(folder: Path, quick: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     bench = Bench(folder, scale)
     columns = ["row", "defect", "colour", "histogram", "fill", "fill, of the real", "contrast", "leak", "diversity"]
-    rows = single_changes(scale.variants)
+    rows, parts = single_changes(scale.variants), main_rows(scale.variants)
     table(columns, lines(bench, "tune", rows, scale.single, bench.defects))
     ranking = ["distance from the real defect", *(d.key for d in bench.defects), "mean", "mean less the tools'"]
     table(ranking, nearest(bench, "tune", rows, scale.single))
-    table(columns, lines(bench, "report", main_rows(), scale.main, bench.defects))
-    table(ranking, nearest(bench, "report", main_rows(), scale.main))
+    table(columns, lines(bench, "report", parts, scale.main, bench.defects))
+    table(ranking, nearest(bench, "report", parts, scale.main))
     table(["defect", "masks", "scenes", "number", "fill", "colour", "histogram"], adaptivity(bench))
     table(["defect", "learned", "IoU with the mirrored", "mirrored mask", "another mask", "unblended"], places(bench))
     defaults = replace(BASE, name="the tools' defaults")

@@ -14,7 +14,7 @@ import train_embed
 from anomaly.crop import defect_crop, take, turned
 from anomaly.dataset import Defect, find_defects, first_third, read_example
 from anomaly.embedding import ENCODER_RATE, VECTOR_RATE, AnomalyEmbedding
-from anomaly.output.calibrate import contrasts, strength_of
+from anomaly.output.calibrate import LARGEST, TRIED, VIEWS, contrasts, strength_of
 from anomaly.output.console import Progress
 from anomaly.output.files import replacing
 from anomaly.output.generate import Settings, context_of, paint_crops
@@ -116,6 +116,7 @@ class Row:
     weigh: Weigh | None = None
     calibrated: Callable[..., Tensor] | None = None     # in the place of weigh: with the defect's own gain
     again: bool = False                                 # drawn twice, the second time with the first one's map
+    another: bool = False                               # e_s of the next scene's mask
 
     @property
     def key(self) -> str:
@@ -123,7 +124,7 @@ class Row:
         weigh = f"{self.calibrated.__name__}, own gain" if self.calibrated else described(self.weigh)
         guidance = "own guidance" if self.guidance is None else f"guidance {self.guidance:g}"
         return "/".join([self.variant, guidance, f"{self.steps} steps", self.negative or "empty", weigh,
-                         "again" if self.again else "once"])
+                         "again" if self.again else "once", *["another mask"] * self.another])
 
 
 def described(weigh: Weigh | None) -> str:
@@ -168,7 +169,8 @@ class Bench:
         self.size = self.sd.native_size
         self.results = folder / "method.json"
         self.found: dict = json.loads(self.results.read_text()) if self.results.exists() else {}
-        now = {"weights": fingerprint("tiny"), "learning": scale.learning, "rates": [VECTOR_RATE, ENCODER_RATE]}
+        now = {"weights": fingerprint("tiny"), "learning": scale.learning, "rates": [VECTOR_RATE, ENCODER_RATE],
+               "guidance": [*TRIED, LARGEST, VIEWS], "gains": list(scale.gains)}
         check_made_with(self.results, self.found, now)
         self.defects = [replace(d, examples=first_third(d).examples[:scale.photographs])
                         for d in find_defects(demo_data(folder / "demo"))]
@@ -230,7 +232,8 @@ class Bench:
         if row.variant == WORDS:
             words = self.sd.context(f"a photo of {defect.object} with {defect.name}")
             return words.expand(len(scene.normal), -1, -1)
-        return context_of(self.sd, self.learners[row.variant], defect.stem, scene.masks)
+        masks = scene.masks.roll(1, 0) if row.another else scene.masks
+        return context_of(self.sd, self.learners[row.variant], defect.stem, masks)
 
     def paint(self, row: Row, scene: Material, context: Tensor, seed: int) -> Tensor:
         """Every scene, (n, 3, size, size)."""
@@ -254,13 +257,14 @@ class Bench:
     def gain(self, defect: Defect, row: Row) -> float:
         """The gain of row.calibrated at which the defect, painted over its training crops, has their contrast.
 
-        On straight lines between the scale's gains; the first or the last of them where that is not enough.
+        On straight lines between the scale's gains; the first or the one with the most contrast where that is not enough.
         """
         key = f"gain/{row.key}/{defect.key}"
         if key not in self.found:
             trials = [self.settings(replace(row, weigh=partial(row.calibrated, gain=g))) for g in self.scale.gains]
             goal, reached = contrasts(self.sd, defect, self.learners[row.variant], trials)
-            self.keep(key, float(np.interp(goal, np.maximum.accumulate(reached), self.scale.gains)))
+            rising = slice(int(np.argmax(reached)) + 1)
+            self.keep(key, float(np.interp(goal, np.maximum.accumulate(reached[rising]), self.scale.gains[rising])))
         return self.found[key]
 
     def guidance(self, defect: Defect, row: Row) -> float:

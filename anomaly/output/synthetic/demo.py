@@ -1,4 +1,4 @@
-"""The demo data set: drawn photographs in MVTec AD layout, of defects that the embedded checkpoint has not seen.
+"""The demo data set: drawn photographs in MVTec AD layout, two of whose defects the embedded checkpoint has not seen.
 
     FOLDER/PRODUCT/train/good/000.png
     FOLDER/PRODUCT/test/DEFECT/000.png      FOLDER/PRODUCT/ground_truth/DEFECT/000_mask.png
