@@ -12,7 +12,7 @@ from scipy.stats import bootstrap
 from anomaly.dataset import Defect
 from anomaly.output import calibrate
 from anomaly.output.synthetic import demo
-from benchmarks import location, material, method, painting
+from benchmarks import location, material, method, painting, variants
 from benchmarks.tables import contrast_ratio, distance, interval, paired, share
 from weights import load
 
@@ -133,7 +133,7 @@ def test_rows_are_ordered_by_distance_and_compared_with_the_tools_scene_by_scene
 
 
 def test_adapting_is_better_where_it_is_below_the_constant(monkeypatch):
-    plain, control, adapted = method.main_rows(Known.scale.variants)[4:7]
+    plain, control, adapted = (method.main_rows()[i] for i in (4, 6, 7))
     assert (plain.name, control.weigh.func, adapted.weigh.func) == ("masked loss, e_s", method.constant, method.paper)
     monkeypatch.setattr(method, "groups", lambda *args: {"all": np.ones(4, dtype=bool), "two": np.arange(4) < 2})
     known = Known({plain.name: (0, 0), control.name: (0.3, 0.01), adapted.name: (0.2, 0.03)})
@@ -169,15 +169,15 @@ def test_the_variants_words(sd):
     burn, glue = Defect("wood", "burn", ()), Defect("leather", "glue", ())
     masks = torch.ones(2, 128, 128, dtype=torch.bool)
     plain, with_object, mean_word = (learner(sd, [burn], 0) for learner in (
-        painting.AnomalyEmbedding, painting.WithObject, painting.WithoutWord))
+        painting.AnomalyEmbedding, variants.WithObject, variants.WithoutWord))
     vectors, longer = plain(burn.stem, masks), with_object(burn.stem, masks)
-    assert list(longer) == ["words", *vectors] and list(painting.WithoutPlace(sd, [burn], 0)(burn.stem, masks)) == ["e_a"]
+    assert list(longer) == ["words", *vectors] and list(variants.WithoutPlace(sd, [burn], 0)(burn.stem, masks)) == ["e_a"]
     tokens = sd.tokenizer.tokens("wood with")
     assert torch.equal(longer["words"][1], sd.text_encoder.word_table[tokens].float())
     table, (token,) = sd.text_encoder.word_table.float(), sd.tokenizer.tokens("burn")
     moved = (mean_word.e_a[burn.stem] - plain.e_a[burn.stem]).detach()      # the same noise round another word
     assert torch.allclose(moved, (table.mean(dim=0) - table[token]).expand_as(moved), atol=1e-6)
-    fixed, corner = painting.WithFixedMask(sd, [burn, glue], 0), torch.zeros_like(masks)
+    fixed, corner = variants.WithFixedMask(sd, [burn, glue], 0), torch.zeros_like(masks)
     corner[:, :40, :40] = True
     e_s = [fixed(stem, m)["e_s"] for stem in (burn.stem, glue.stem) for m in (masks, corner)]
     assert torch.equal(e_s[0], e_s[1]) and torch.equal(e_s[2], e_s[3])
@@ -187,7 +187,7 @@ def test_the_variants_words(sd):
 
 def test_the_whole_benchmark_in_little(monkeypatch, tmp_path, capsys):
     scale = method.Scale(main=(4, 2), single=(2, 1), defaults=(2, 1), learning=1,
-                         variants=(*method.QUICK.variants, painting.WIDE_CROPS),
+                         variants=(*method.QUICK.variants, variants.WIDE_CROPS),
                          gains=(1.0, 2.0))
     for module, values in ((method, {"QUICK": scale, "GAINS": (2.0,), "TAUS": (0.5,), "STEPS": 3, "SHOWN": (1,),
                                      "SEEN": method.SEEN[:1]}),

@@ -9,7 +9,8 @@ from anomaly.output.quality import intersection_over_union, place
 from anomaly.sampler import STEPS, Guidance, guided
 from anomaly.train import masked_losses
 from benchmarks.material import BATCH, Material, encoded, material
-from benchmarks.painting import VARIANTS, Bench, Numbers, Row
+from benchmarks.painting import Bench, Numbers, Row
+from benchmarks.variants import VARIANTS
 from ldm.model import StableDiffusion
 
 TIMES = (100, 300, 500, 700, 900)   # of the losses

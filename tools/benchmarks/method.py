@@ -23,8 +23,9 @@ from anomaly.output.generate import paint_crops
 from anomaly.reweight import constant, literal, paper, released
 from anomaly.sampler import STEPS
 from benchmarks.location import location
-from benchmarks.painting import CAPTION, OBJECT, WIDE_CROPS, WORDS, Bench, Numbers, Recorder, Row, Scale
+from benchmarks.painting import CAPTION, OBJECT, WORDS, Bench, Numbers, Recorder, Row, Scale
 from benchmarks.tables import MEASURED, contrast_ratio, distance, interval, paired, share, shown, table
+from benchmarks.variants import WIDE_CROPS
 
 QUICK = Scale((2, 2), (2, 1), (2, 2), 10, 3,
               ("learned", "unmasked loss", "without e_s", "e_s of a fixed mask", "background 0.3"), (1.0, 2.0))
@@ -32,7 +33,7 @@ BASE = Row(f"base: learned, the defect's own guidance, {STEPS} steps, no re-weig
 BARE = Row("no guidance", guidance=1.0)     # the paper's
 GAINS, TAUS = (1.5, 2.0, 3.0), (0.5, 1.0)
 COMPARED = {"gain": 1.5, "tau": 0.5}        # where adapting is compared with a constant scene by scene
-SEEDS = ("a second seed", "a third seed")
+UNGUIDED = ("without e_s", "e_s of a fixed mask", "a second seed", "a third seed")      # variants painted so, too
 SEEN = [Defect("plastic", "glue", ()), Defect("metal", "scratch", ())]   # pretraining's own: what limits the rest
 SHOWN = (1, 4, 8, 12, 16, 19)   # steps whose maps are shown
 
@@ -50,16 +51,13 @@ def single_changes(variants: tuple[str, ...]) -> list[Row]:
         rows += [replace(BARE, name=f"no guidance, constant {gain:g}", weigh=partial(constant, gain=gain))]
         rows += [replace(BARE, name=f"no guidance, paper, gain {gain:g}, tau {tau:g}",
                          weigh=partial(paper, gain=gain, tau=tau)) for tau in TAUS]
-    return rows + own_gains("no guidance, ")
+    rows += [replace(BARE, name=f"no guidance, {weigh.__name__}, gain of the defect", calibrated=weigh)
+             for weigh in (constant, paper)]
+    return rows + [replace(BARE, name=f"no guidance, {v}", variant=v) for v in UNGUIDED if v in variants]
 
 
-def own_gains(before: str) -> list[Row]:
-    """In the place of guidance, each with the gain at which a defect's contrast is its training photographs'."""
-    return [replace(BARE, name=f"{before}{w.__name__}, gain of the defect", calibrated=w) for w in (constant, paper)]
-
-
-def main_rows(variants: tuple[str, ...]) -> list[Row]:
-    """The parts of the method, one after the other, without guidance; then the tools' way; then what bears on e_s."""
+def main_rows() -> list[Row]:
+    """The parts of the method, one after the other, without guidance but for the last."""
     compared = partial(paper, **COMPARED)
     name = f"+ paper, gain {COMPARED['gain']:g}, tau {COMPARED['tau']:g}"
     return [replace(BARE, name=WORDS, variant=WORDS),
@@ -67,12 +65,11 @@ def main_rows(variants: tuple[str, ...]) -> list[Row]:
             replace(BARE, name="masked loss, e_s of a fixed mask", variant="e_s of a fixed mask"),
             replace(BARE, name="unmasked loss, e_s", variant="unmasked loss"),
             replace(BARE, name="masked loss, e_s"),
+            replace(BARE, name="masked loss, e_s, painted with another scene's", another=True),
             replace(BARE, name=f"+ constant {COMPARED['gain']:g}", weigh=partial(constant, gain=COMPARED["gain"])),
             replace(BARE, name=name, weigh=compared),
             replace(BARE, name="+ the same, drawn again with its last map", weigh=compared, again=True),
-            *own_gains("+ "), replace(BASE, name="+ the defect's own guidance instead"),
-            replace(BARE, name="masked loss, e_s, painted with e_s of another scene's mask", another=True),
-            *(replace(BARE, name=f"masked loss, e_s, {seed}", variant=seed) for seed in SEEDS if seed in variants)]
+            replace(BASE, name="+ the defect's own guidance instead")]
 
 
 def line(name: str, defect: Defect, n: Numbers) -> list[str]:
@@ -138,10 +135,11 @@ def to_go(numbers: Numbers, column: str) -> np.ndarray:
 
 def adaptivity(bench: Bench) -> Iterator[list[str]]:
     """The adaptive map against the constant of the same mean, scene by scene."""
-    plain, control, adapted = main_rows(bench.scale.variants)[4:7]
+    plain, control, adapted = (main_rows()[i] for i in (4, 6, 7))
+    scenes, noises = bench.scale.main
     for defect in bench.defects:
-        for shape in ("own", "branched"):
-            a, b, c = (bench.row("report", row, defect, bench.scale.main, shape) for row in (adapted, control, plain))
+        for shape, amount in (("own", (scenes, noises)), ("branched", (scenes, 1))):
+            a, b, c = (bench.row("report", row, defect, amount, shape) for row in (adapted, control, plain))
             for name, some in groups(bench, defect, shape, c).items():
                 cells = [paired((to_go(a, column) - to_go(b, column))[some])
                          for column in ("fill", "colour", "histogram")]
@@ -190,12 +188,12 @@ def main(folder: Path, quick: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     bench = Bench(folder, scale)
     columns = ["row", "defect", "colour", "histogram", "fill", "fill, of the real", "contrast", "leak", "diversity"]
-    rows, parts = single_changes(scale.variants), main_rows(scale.variants)
+    rows = single_changes(scale.variants)
     table(columns, lines(bench, "tune", rows, scale.single, bench.defects))
     ranking = ["distance from the real defect", *(d.key for d in bench.defects), "mean", "mean less the tools'"]
     table(ranking, nearest(bench, "tune", rows, scale.single))
-    table(columns, lines(bench, "report", parts, scale.main, bench.defects))
-    table(ranking, nearest(bench, "report", parts, scale.main))
+    table(columns, lines(bench, "report", main_rows(), scale.main, bench.defects))
+    table(ranking, nearest(bench, "report", main_rows(), scale.main))
     table(["defect", "masks", "scenes", "number", "fill", "colour", "histogram"], adaptivity(bench))
     table(["defect", "learned", "IoU with the mirrored", "mirrored mask", "another mask", "unblended"], places(bench))
     defaults = replace(BASE, name="the tools' defaults")
