@@ -12,7 +12,7 @@ from scipy.stats import bootstrap
 from anomaly.dataset import Defect
 from anomaly.output import calibrate
 from anomaly.output.synthetic import demo
-from benchmarks import location, material, method, painting, variants
+from benchmarks import location, material, method, painting, sampling, variants
 from benchmarks.tables import contrast_ratio, distance, interval, paired, share
 from weights import load
 
@@ -84,7 +84,7 @@ def test_rows_are_told_apart_by_all_that_they_do_and_not_by_their_names():
     row = painting.Row("a name")
     changes = {"variant": "without e_s", "guidance": 1.75, "steps": 7, "negative": "wood",
                "weigh": partial(method.paper, gain=2.0, tau=0.5), "calibrated": method.constant, "again": True,
-               "another": True}
+               "another": True, "way": sampling.trailing}
     assert {f.name for f in fields(row)} == {"name", *changes}
     keys = {replace(row, **{name: value}).key for name, value in changes.items()}
     assert len(keys) == len(changes) and row.key not in keys and replace(row, name="another").key == row.key
@@ -136,10 +136,11 @@ def test_adapting_is_better_where_it_is_below_the_constant(monkeypatch):
     plain, control, adapted = (method.main_rows()[i] for i in (4, 6, 7))
     assert (plain.name, control.weigh.func, adapted.weigh.func) == ("masked loss, e_s", method.constant, method.paper)
     monkeypatch.setattr(method, "groups", lambda *args: {"all": np.ones(4, dtype=bool), "two": np.arange(4) < 2})
-    known = Known({plain.name: (0, 0), control.name: (0.3, 0.01), adapted.name: (0.2, 0.03)})
+    known = Known({plain.name: (0, 0.02), control.name: (0.3, 0.01), adapted.name: (0.2, 0.03)})
     everyone, two = list(method.adaptivity(known))[:2]
     assert everyone[:4] == ["wood/burn", "its own", "all", "4"] and two[2:4] == ["two", "2"]
     assert everyone[4].startswith("+0.050 ") and everyone[5].startswith("-0.250 ") and two[5].startswith("-0.150 ")
+    assert everyone[7].startswith("+0.025 ") and everyone[8].startswith("+0.500 ") and two[8].startswith("+0.300 ")
 
 
 def test_the_gain_is_on_the_lines_between_those_tried_or_has_the_most_contrast(monkeypatch, tmp_path):
@@ -208,6 +209,7 @@ def test_the_whole_benchmark_in_little(monkeypatch, tmp_path, capsys):
     assert "nan" not in first and (tmp_path / "weight_maps.png").exists()
     for line in ("| the real defect | wood/burn | 1.00 (1.00 to 1.00) |", "| words only | wood/burn |",
                  "| no guidance, paper, gain of the defect | wood/burn |", "| the tools' defaults | wood/burn |",
+                 "| guidance: without e_s |", "| gain: no guidance, constant, gain of the defect |",
                  "| its own caption, guidance 4 | plastic/glue |",
                  "| wood/burn | branched | irregular |", "| wood/burn | learned |", "| wood/burn | wide crops |"):
         assert line in first

@@ -58,18 +58,18 @@ def single_changes(variants: tuple[str, ...]) -> list[Row]:
 
 def main_rows() -> list[Row]:
     """The parts of the method, one after the other, without guidance but for the last."""
-    compared = partial(paper, **COMPARED)
-    name = f"+ paper, gain {COMPARED['gain']:g}, tau {COMPARED['tau']:g}"
+    compared, gain = partial(paper, **COMPARED), COMPARED["gain"]
+    name = f"masked loss, e_s, paper, gain {gain:g}, tau {COMPARED['tau']:g}"
     return [replace(BARE, name=WORDS, variant=WORDS),
             replace(BARE, name="masked loss, without e_s", variant="without e_s"),
             replace(BARE, name="masked loss, e_s of a fixed mask", variant="e_s of a fixed mask"),
             replace(BARE, name="unmasked loss, e_s", variant="unmasked loss"),
             replace(BARE, name="masked loss, e_s"),
             replace(BARE, name="masked loss, e_s, painted with another scene's", another=True),
-            replace(BARE, name=f"+ constant {COMPARED['gain']:g}", weigh=partial(constant, gain=COMPARED["gain"])),
+            replace(BARE, name=f"masked loss, e_s, constant {gain:g}", weigh=partial(constant, gain=gain)),
             replace(BARE, name=name, weigh=compared),
-            replace(BARE, name="+ the same, drawn again with its last map", weigh=compared, again=True),
-            replace(BASE, name="+ the defect's own guidance instead")]
+            replace(BARE, name=f"{name}, drawn again with its last map", weigh=compared, again=True),
+            replace(BASE, name="masked loss, e_s, the defect's own guidance (the tools)")]
 
 
 def line(name: str, defect: Defect, n: Numbers) -> list[str]:
@@ -82,11 +82,11 @@ def line(name: str, defect: Defect, n: Numbers) -> list[str]:
 
 
 def lines(bench: Bench, label: str, rows: list[Row], amount: tuple[int, int],
-          defects: list[Defect]) -> Iterator[list[str]]:
+          defects: list[Defect], shape: str = "own") -> Iterator[list[str]]:
     """The rows of a table, defect by defect; what the real defect through the VAE reaches first."""
     for defect in defects:
         for row in rows:
-            numbers = bench.row(label, row, defect, amount)
+            numbers = bench.row(label, row, defect, amount, shape)
             if row is rows[0]:
                 nothing = {"colour": numbers["whole colour"], "histogram": numbers["whole histogram"]}
                 real = dict.fromkeys(nothing, [0.0] * amount[0]) | {
@@ -133,17 +133,31 @@ def to_go(numbers: Numbers, column: str) -> np.ndarray:
     return np.abs(values - numbers["real fill"]) if column == "fill" else values
 
 
+def reweighted() -> list[Row]:
+    """No re-weighting, the constant, the adaptive map of the same mean."""
+    return [main_rows()[i] for i in (4, 6, 7)]
+
+
 def adaptivity(bench: Bench) -> Iterator[list[str]]:
-    """The adaptive map against the constant of the same mean, scene by scene."""
-    plain, control, adapted = (main_rows()[i] for i in (4, 6, 7))
+    """The adaptive map against the constant of the same mean and against no re-weighting, scene by scene."""
+    plain, control, adapted = reweighted()
     scenes, noises = bench.scale.main
     for defect in bench.defects:
         for shape, amount in (("own", (scenes, noises)), ("branched", (scenes, 1))):
             a, b, c = (bench.row("report", row, defect, amount, shape) for row in (adapted, control, plain))
             for name, some in groups(bench, defect, shape, c).items():
-                cells = [paired((to_go(a, column) - to_go(b, column))[some])
-                         for column in ("fill", "colour", "histogram")]
+                cells = [paired((to_go(a, column) - to_go(other, column))[some])
+                         for other in (b, c) for column in ("fill", "colour", "histogram")]
                 yield [defect.key, "branched" if shape == "branched" else "its own", name, str(some.sum()), *cells]
+
+
+def found_in_training(bench: Bench, rows: list[Row]) -> Iterator[list[str]]:
+    """Scales and gains of each defect, for the rows that have their own."""
+    for row in rows:
+        if row.calibrated:
+            yield [f"gain: {row.name}", *(f"{bench.gain(d, row):.2f}" for d in bench.defects)]
+        elif row.guidance is None and row.variant != WORDS and row.weigh is None and row.steps == STEPS:
+            yield [f"guidance: {row.name}", *(f"{bench.settled(row, d).guidance:.2f}" for d in bench.defects)]
 
 
 def places(bench: Bench) -> Iterator[list[str]]:
@@ -192,9 +206,12 @@ def main(folder: Path, quick: bool) -> None:
     table(columns, lines(bench, "tune", rows, scale.single, bench.defects))
     ranking = ["distance from the real defect", *(d.key for d in bench.defects), "mean", "mean less the tools'"]
     table(ranking, nearest(bench, "tune", rows, scale.single))
+    table(["found in training", *(d.key for d in bench.defects)], found_in_training(bench, rows))
     table(columns, lines(bench, "report", main_rows(), scale.main, bench.defects))
     table(ranking, nearest(bench, "report", main_rows(), scale.main))
-    table(["defect", "masks", "scenes", "number", "fill", "colour", "histogram"], adaptivity(bench))
+    table(["defect", "masks", "scenes", "number", *(f"{x}, less {other}" for other in ("the constant", "none")
+                                                    for x in ("fill", "colour", "histogram"))], adaptivity(bench))
+    table(columns, lines(bench, "report", reweighted(), (scale.main[0], 1), bench.defects, "branched"))
     table(["defect", "learned", "IoU with the mirrored", "mirrored mask", "another mask", "unblended"], places(bench))
     defaults = replace(BASE, name="the tools' defaults")
     table(columns, lines(bench, "defaults", [defaults], scale.defaults, bench.defects))

@@ -1,4 +1,4 @@
-"""Learning and painting for bench.py method: rows, and what is kept of them on the disk."""
+"""Learning and painting for bench.py method and details: rows, and what is kept of them on the disk."""
 
 import json
 from collections.abc import Callable
@@ -23,9 +23,10 @@ from anomaly.output.synthetic.demo import demo_data
 from anomaly.output.synthetic.pictures import describe
 from anomaly.sampler import STEPS, Guidance
 from anomaly.train import Views, encode, textual_inversion
-from benchmarks.material import BATCH, WIDE, Material, material, measure
+from benchmarks.material import BATCH, WIDE, Material, encoded, material, measure
+from benchmarks.sampling import Way
 from benchmarks.tables import check_made_with
-from benchmarks.variants import VARIANTS, Variant
+from benchmarks.variants import ALL, VARIANTS, Variant
 from weights import fingerprint, load
 
 Weigh = Callable[[Tensor, Tensor], Tensor]
@@ -51,6 +52,7 @@ class Row:
     calibrated: Callable[..., Tensor] | None = None     # in the place of weigh: with the defect's own gain
     again: bool = False                                 # drawn twice, the second time with the first one's map
     another: bool = False                               # e_s of the next scene's mask
+    way: Way | None = None                              # to sample, in the place of the tools'
 
     @property
     def key(self) -> str:
@@ -58,7 +60,8 @@ class Row:
         weigh = f"{self.calibrated.__name__}, own gain" if self.calibrated else described(self.weigh)
         guidance = "own guidance" if self.guidance is None else f"guidance {self.guidance:g}"
         return "/".join([self.variant, guidance, f"{self.steps} steps", self.negative or "empty", weigh,
-                         "again" if self.again else "once", *["another mask"] * self.another])
+                         "again" if self.again else "once", *["another mask"] * self.another,
+                         *([self.way.__name__] if self.way else [])])
 
 
 def described(weigh: Weigh | None) -> str:
@@ -109,7 +112,7 @@ class Bench:
         self.defects = [replace(d, examples=first_third(d).examples[:scale.photographs])
                         for d in find_defects(demo_data(folder / "demo"))]
         self.to_rgb = train_embed.fit_latent_to_rgb(self.sd, self.defects, self.size)
-        self.learners = {name: self.learned(name, VARIANTS[name]) for name in scale.variants}
+        self.learners = {name: self.learned(name, ALL[name]) for name in scale.variants}
         self.materials: dict[tuple, tuple[Material, Tensor]] = {}
 
     def keep(self, key: str, value: object) -> None:
@@ -172,10 +175,12 @@ class Bench:
     def paint(self, row: Row, scene: Material, context: Tensor, seed: int) -> Tensor:
         """Every scene, (n, 3, size, size)."""
         noise = torch.randn((len(context), 4, *scene.cells.shape[1:]), generator=torch.Generator().manual_seed(seed))
-        settings, painted = self.settings(row), []
+        sd, settings, painted = self.sd, self.settings(row), []
+        if row.way:
+            sd, noise = row.way(sd, encoded(sd, scene.normal), scene.cells, noise)
         for i in range(0, len(context), BATCH):
             part = slice(i, i + BATCH)
-            job = self.sd, scene.normal[part], context[part], noise[part]
+            job = sd, scene.normal[part], context[part], noise[part]
             if row.again:
                 first = Recorder(row.weigh)
                 paint_crops(*job, replace(settings, weigh=first))

@@ -1,6 +1,6 @@
-"""Ways to learn the defects, for bench.py method."""
+"""Ways to learn the defects, for bench.py method and details."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -75,3 +75,11 @@ VARIANTS = {"learned": Variant(), "unmasked loss": Variant(masked=False), "witho
             "twice the steps": Variant(steps=2.0),
             "a third of the rates": Variant(rates=1 / 3), "three times the rates": Variant(rates=3.0),
             WIDE_CROPS: Variant(wide=True)}
+
+# Ways to learn, each with three seeds: those that come nearer than the tools' with the first one, and the controls.
+NEARER, CONTROLS = (("background 0.3", "prompt with the object", "twice the steps"),
+                    ("without e_s", "e_s of a fixed mask", "unmasked loss"))
+SEEDED = {"learned": ("learned", "a second seed", "a third seed"),
+          **{name: (name, f"{name}, seed 1", f"{name}, seed 2") for name in NEARER + CONTROLS}}
+ALL = VARIANTS | {name: replace(VARIANTS[way], seed=seed)
+                  for way, names in SEEDED.items() for seed, name in enumerate(names)}
