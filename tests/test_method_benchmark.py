@@ -11,9 +11,10 @@ from scipy.stats import bootstrap
 
 from anomaly.dataset import Defect
 from anomaly.output import calibrate
+from anomaly.output.quality import contrast_ratio, share
 from anomaly.output.synthetic import demo
 from benchmarks import location, material, method, painting, sampling, variants
-from benchmarks.tables import contrast_ratio, distance, interval, paired, share
+from benchmarks.tables import interval, paired
 from weights import load
 
 
@@ -71,13 +72,6 @@ def test_the_interval_of_a_ratio_draws_the_same_pictures_above_and_below():
 
 def test_a_paired_difference_has_its_standard_error():
     assert paired(np.array([1.0, 2.0, 3.0])) == f"+2.000 +- {1 / 3 ** 0.5:.3f}"
-
-
-def test_the_distance_from_the_real_defect_counts_too_much_as_too_little():
-    nothing, half, real, twice = ([1, 1, 1, 1, 0, 0.5, 0, 0.3], [0.5, 1, 0.5, 1, 0.25, 0.5, 0.075, 0.3],
-                                  [0, 1, 0, 1, 0.5, 0.5, 0.3, 0.3], [0, 1, 0, 1, 0.75, 0.5, 1.2, 0.3])
-    for means, expected in ((nothing, 1), (half, 0.5), (real, 0), (twice, 1.5 / 4)):
-        assert distance(*means) == pytest.approx(expected)
 
 
 def test_rows_are_told_apart_by_all_that_they_do_and_not_by_their_names():

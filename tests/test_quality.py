@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from anomaly.output.quality import (colour_share, contrast_energy, diversity, elongation, fill, histogram_distance,
-                                    histogram_share, intersection_over_union, leak, mean_colour, overlap, perimeter,
-                                    place, ring)
+from anomaly.output.quality import (colour_share, contrast_energy, diversity, distance, elongation, fill,
+                                    histogram_distance, histogram_share, intersection_over_union, leak, mean_colour,
+                                    overlap, perimeter, place, ring)
 
 
 def disc(radius, size=65, stretch=1.0, shift=(0, 0)):
@@ -165,3 +165,10 @@ def test_the_perimeter_counts_sides():
     assert perimeter(mask) == 12
     mask[1, 1] = False          # a notch adds its two flanks
     assert perimeter(mask) == 14
+
+
+def test_the_distance_from_the_real_defect_counts_too_much_as_too_little():
+    nothing, half, real, twice = ([1, 1, 1, 1, 0, 0.5, 0, 0.3], [0.5, 1, 0.5, 1, 0.25, 0.5, 0.075, 0.3],
+                                  [0, 1, 0, 1, 0.5, 0.5, 0.3, 0.3], [0, 1, 0, 1, 0.75, 0.5, 1.2, 0.3])
+    for means, expected in ((nothing, 1), (half, 0.5), (real, 0), (twice, 1.5 / 4)):
+        assert distance(*means) == pytest.approx(expected)

@@ -1,7 +1,8 @@
 """What is measured on painted defects. Pictures are float (b, 3, h, w) in [-1, 1], masks bool (b, h, w), none empty.
 
 Each measure of pictures is a number for each, (b,); those of a mask's shape take one, (h, w). What is painted, the
-normal surface and the real defect must be seen alike: all of them through the VAE, or none.
+normal surface and the real defect must be seen alike: all of them through the VAE, or none. Shares, ratios and the
+distance from the real defects are of the means over several pictures.
 """
 
 import numpy as np
@@ -11,6 +12,8 @@ from torch import Tensor
 
 RING = 1 / 16       # width of the ring round a mask, in sides of the picture
 UNNOTICED = 0.95    # quantile of the change that an empty prompt makes, above which a pixel counts as changed
+# What a distance is made of.
+MEASURED = ("colour", "whole colour", "histogram", "whole histogram", "fill", "real fill", "contrast", "real contrast")
 
 
 def mean_colour(pictures: Tensor, masks: Tensor) -> Tensor:
@@ -93,6 +96,27 @@ def diversity(paintings: list[Tensor], masks: Tensor) -> Tensor:
     pairs = [(a, b) for i, a in enumerate(paintings) for b in paintings[:i]]
     inside = [((a - b).abs().mean(dim=1) * masks).sum(dim=(1, 2)) / masks.sum(dim=(1, 2)) for a, b in pairs]
     return torch.stack(inside).mean(dim=0)
+
+
+def share(to_go: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """How far: 1 - the ratio of the distance left to the whole distance."""
+    return 1 - to_go / whole
+
+
+def contrast_ratio(painted: np.ndarray, real: np.ndarray) -> np.ndarray:
+    """Root of the ratio of two mean energies; 0 if the first is below 0."""
+    return np.sqrt(np.maximum(painted, 0) / real)
+
+
+def distance(*means: np.ndarray) -> np.ndarray:
+    """How far painted defects are from real ones, 0 for none: from the means of MEASURED, in its order.
+
+    A mean of |1 - x|, x being the share of the way in colour and in histogram, fill in parts of the real defects' and
+    contrast in parts of theirs: too much is as wrong as too little.
+    """
+    colour, histogram, (fill, real_fill), contrast = np.array(means).reshape(4, 2, *np.shape(means[0]))
+    shares = share(*colour), share(*histogram), fill / real_fill, contrast_ratio(*contrast)
+    return np.mean([np.abs(1 - x) for x in shares], axis=0)
 
 
 def elongation(mask: np.ndarray) -> float:

@@ -18,13 +18,14 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from anomaly.dataset import Defect
+from anomaly.output.quality import MEASURED, distance
 from anomaly.reweight import constant, difference, paper
 from anomaly.sampler import STEPS, blended_ddim
 from benchmarks.material import encoded
 from benchmarks.method import BARE, BASE, COMPARED, nearest
 from benchmarks.painting import Bench, Numbers, Row, Scale
 from benchmarks.sampling import Half, fresh, from_the_surface, trailing
-from benchmarks.tables import MEASURED, distance, table
+from benchmarks.tables import table
 from benchmarks.variants import CONTROLS, NEARER, SEEDED
 
 TIMES = (901, 651, 351, 51)     # at which differences are ranked

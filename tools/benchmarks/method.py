@@ -17,14 +17,14 @@ from PIL import Image
 
 from anomaly.dataset import Defect
 from anomaly.output.files import write_image
-from anomaly.output.quality import perimeter
+from anomaly.output.quality import MEASURED, contrast_ratio, distance, perimeter, share
 from anomaly.output.sheets import mask_pixels, sheet, to_pixels
 from anomaly.output.generate import paint_crops
 from anomaly.reweight import constant, literal, paper, released
 from anomaly.sampler import STEPS
 from benchmarks.location import location
 from benchmarks.painting import CAPTION, OBJECT, WORDS, Bench, Numbers, Recorder, Row, Scale
-from benchmarks.tables import MEASURED, contrast_ratio, distance, interval, paired, share, shown, table
+from benchmarks.tables import interval, paired, shown, table
 from benchmarks.variants import WIDE_CROPS
 
 QUICK = Scale((2, 2), (2, 1), (2, 2), 10, 3,

@@ -27,30 +27,6 @@ def interval(statistic: Callable[..., np.ndarray], *columns: list[float]) -> tup
     return float(statistic(*values.mean(axis=1))), float(low), float(high)
 
 
-def share(to_go: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """How far: 1 - the ratio of the distance left to the whole distance."""
-    return 1 - to_go / whole
-
-
-def contrast_ratio(painted: np.ndarray, real: np.ndarray) -> np.ndarray:
-    """Root of the ratio of two mean energies; 0 if the first is below 0."""
-    return np.sqrt(np.maximum(painted, 0) / real)
-
-
-MEASURED = ("colour", "whole colour", "histogram", "whole histogram", "fill", "real fill", "contrast", "real contrast")
-
-
-def distance(*means: np.ndarray) -> np.ndarray:
-    """How far painted defects are from real ones, 0 for none: from the means of MEASURED, in its order.
-
-    A mean of |1 - x|, x being the share of the way in colour and in histogram, fill in parts of the real defects' and
-    contrast in parts of theirs: too much is as wrong as too little.
-    """
-    colour, histogram, (fill, real_fill), contrast = np.array(means).reshape(4, 2, *np.shape(means[0]))
-    shares = share(*colour), share(*histogram), fill / real_fill, contrast_ratio(*contrast)
-    return np.mean([np.abs(1 - x) for x in shares], axis=0)
-
-
 def shown(values: tuple[float, float, float], digits: int = 2) -> str:
     """A figure and its interval."""
     middle, low, high = (f"{value:.{digits}f}" for value in values)
