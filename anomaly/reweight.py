@@ -14,7 +14,7 @@ without adaptivity. Each takes d and m (b, h, w) on the latent grid and returns 
 
 departs from the paper: the difference is that of the step before, which is free; this step's own needs a
 second U-Net call. It is taken on the latent grid through a linear latent-to-RGB map, which ranks the
-cells much as the decoded images do (docs/method.md); decoding at every step costs as much as several U-Net calls.
+cells much as the decoded images do (docs/method.md), without decoding at every step.
 departs from the released code: it compares the noisy z_t with z_0, clamps to [1, 1.5] in every mode, and
 dilates the mask it paints in.
 """

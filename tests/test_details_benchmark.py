@@ -5,13 +5,15 @@ from functools import partial
 from pathlib import Path
 
 import bench
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from scipy.stats import rankdata
 
 from anomaly.dataset import Defect
 from anomaly.output.synthetic import demo
-from anomaly.sampler import STEPS, Guidance, blended_ddim
+from anomaly.sampler import STEPS, Guidance, Step, blended_ddim
 from benchmarks import details, method, painting, sampling, variants
 from weights import load
 
@@ -37,12 +39,12 @@ def painted(sd, way):
     noise = torch.randn(y_0.shape, generator=torch.Generator().manual_seed(0))
     other, noise_of = way(sd, y_0, m, noise)
     context = sd.context("a photo of wood").expand(2, -1, -1)
-    steps = list(blended_ddim(other, y_0, m.float(), noise_of, context, Guidance(1.0, context[:1]), 4, torch.eye(4, 3)))
-    return steps, y_0, m, noise, noise_of
+    steps = blended_ddim(other, y_0, m.float(), noise_of, context, Guidance(1.0, context[:1]), STEPS, torch.eye(4, 3))
+    return list(steps), y_0, m, noise
 
 
 def test_new_noise_surrounds_the_mask_in_every_step_and_is_none_of_the_tools(sd):
-    steps, y_0, m, noise, _ = painted(sd, sampling.fresh)
+    steps, y_0, m, noise = painted(sd, sampling.fresh)
     found = []
     for step in steps[:-1]:
         t = torch.full((2,), step.t_prev)
@@ -55,12 +57,13 @@ def test_new_noise_surrounds_the_mask_in_every_step_and_is_none_of_the_tools(sd)
     assert torch.equal(steps[-1].x.movedim(1, -1)[~m], y_0.movedim(1, -1)[~m])
 
 
-def test_started_from_the_surface_the_mask_knows_it_and_the_surroundings_stay(sd):
-    _, y_0, m, noise, noise_of = painted(sd, sampling.from_the_surface)
-    t = torch.full((2,), sd.schedule.timesteps(STEPS)[0][0])
-    inside = m[:, None].expand_as(noise)
-    assert torch.equal(noise_of[~inside], noise[~inside])
-    assert torch.equal(noise_of[inside], sd.schedule.q_sample(y_0, t, noise)[inside])
+def test_started_from_the_surface_the_first_call_sees_it_under_the_mask(sd, monkeypatch):
+    seen, unet = [], sd.unet.forward
+    monkeypatch.setattr(sd.unet, "forward", lambda x_t, t, *rest: seen.append((x_t, int(t[0]))) or unet(x_t, t, *rest))
+    _, y_0, m, noise = painted(sd, sampling.from_the_surface)
+    x_t, t = seen[0]
+    alpha = float(sd.schedule.alphas_cumprod[t])
+    assert t == 951 and torch.allclose(x_t, alpha ** 0.5 * y_0 + (1 - alpha) ** 0.5 * noise, atol=1e-6)
 
 
 def test_half_of_the_steps_are_weighted_batch_after_batch():
@@ -68,7 +71,7 @@ def test_half_of_the_steps_are_weighted_batch_after_batch():
     twice = partial(method.constant, gain=2.0)
     first, second = (sampling.Half(twice, "twice", late) for late in (False, True))
     for _ in range(2):
-        answers = [[float(half(d, m).mean()) for half in (first, second)] for _ in range(STEPS)][:-1]  # for steps 2 to 20
+        answers = [[float(half(d, m).mean()) for half in (first, second)] for _ in range(STEPS)][:-1]   # steps 2 to 20
         assert answers == [[2, 1]] * (STEPS // 2 - 1) + [[1, 2]] * (STEPS // 2)
     assert first.__name__ != second.__name__
 
@@ -77,13 +80,14 @@ def test_a_row_is_painted_its_own_way(sd, monkeypatch):
     seen = []
     bench = object.__new__(painting.Bench)
     bench.sd, bench.size, bench.to_rgb = sd, 128, torch.eye(4, 3)
-    monkeypatch.setattr(painting, "paint_crops", lambda sd, crops, context, noise, settings: seen.append((sd, noise)) or noise)
+    monkeypatch.setattr(painting, "paint_crops", lambda sd, crops, context, noise, settings: seen.append((sd, noise))
+                        or noise)
     scene = painting.material(sd, "test", "wood", "burn", 2, 128)
     context = sd.context("").expand(2, -1, -1)
     for way in (None, sampling.trailing, sampling.from_the_surface):
         bench.paint(painting.Row("", guidance=1.0, way=way), scene, context, 0)
-    assert seen[0][0] is sd and isinstance(seen[1][0].schedule, sampling.Trailing) and torch.equal(seen[0][1], seen[1][1])
-    assert seen[2][0] is sd and not torch.equal(seen[0][1], seen[2][1])
+    assert isinstance(seen[1][0].schedule, sampling.Trailing) and torch.equal(seen[0][1], seen[1][1])
+    assert seen[0][0] is sd and seen[2][0] is sd and not torch.equal(seen[0][1], seen[2][1])
 
 
 def test_correlations_are_of_the_ranks_of_each_scenes_own_cells():
@@ -92,6 +96,43 @@ def test_correlations_are_of_the_ranks_of_each_scenes_own_cells():
     cells[:, 1:3] = True
     b = torch.where(cells, torch.stack([a[0].exp(), -a[1] ** 3]), torch.tensor(-5.0))
     assert details.correlations(a, b, cells) == pytest.approx([1, -1])
+
+
+def test_maps_are_ranked_by_the_vae_the_photograph_and_the_tools_own_difference(sd, monkeypatch):
+    bench, burn = object.__new__(painting.Bench), Defect("wood", "burn", ())
+    bench.sd, bench.size, bench.scale = sd, 128, method.Scale(single=(2, 1))
+    bench.to_rgb = torch.arange(12.0).view(4, 3).cos()
+    bench.found, bench.keep = {}, lambda key, value: None
+    scene = painting.material(sd, "test", "wood", "burn", 2, 128)
+    y_0 = details.encoded(sd, scene.normal)
+    x0_hat, last = y_0 + 0.1 * torch.randn((2, *y_0.shape), generator=torch.Generator().manual_seed(0))
+    for name, value in {"material": (scene, None), "settled": replace(method.BARE), "context": None}.items():
+        monkeypatch.setattr(bench, name, lambda *args, value=value: value, raising=False)
+    monkeypatch.setattr(details, "blended_ddim", lambda *args: [Step(1, x0_hat, x0_hat, None)] * (STEPS - 1)
+                        + [Step(None, last, last, None)])
+    found = details.ranked(bench, burn)
+
+    def spearman(name, i):      # in float64, of the ranks, cell by cell
+        cells = scene.cells[i].nonzero().tolist()
+        z, seen = (x0_hat - y_0)[i].double(), sd.vae.decode(x0_hat)[i].double()
+        own, normal = scene.normal_seen[i].double(), scene.normal[i].image.double()
+        end = sd.vae.decode(last)[i].double()
+        rgb = (bench.to_rgb.double().T @ z.flatten(1)).view(3, 32, 32).square().sum(0)
+
+        def of(y, x):
+            at = (slice(None), slice(4 * y, 4 * y + 4), slice(4 * x, 4 * x + 4))
+            near = [rgb[v, u] for v, u in cells if abs(v - y) < 2 and abs(u - x) < 2]
+            return {"latents": (z[:, y, x] ** 2).sum(), "latent-to-RGB map": rgb[y, x],
+                    "latent-to-RGB map, mean of 3 x 3 (the tools')": sum(near) / len(near),
+                    "decoded, from the photograph itself": ((seen - normal)[at] ** 2).sum(),
+                    "decoded, of the last step": ((end - own)[at] ** 2).sum()}[name]
+        true = rankdata([float(((seen - own)[:, 4 * y:4 * y + 4, 4 * x:4 * x + 4] ** 2).sum()) for y, x in cells])
+        return np.corrcoef(rankdata([float(of(*cell)) for cell in cells]), true)[0, 1]
+    names = {key.rpartition("/")[0] for key in found}
+    assert len(names) == 5 and len(found) == 5 * len(details.TIMES)
+    for name in names:
+        assert found[f"{name}/901"] == pytest.approx([spearman(name, i) for i in range(2)], abs=2e-3), name
+    assert len({round(found[f"{name}/901"][0], 3) for name in names}) == 5
 
 
 def test_seeds_are_told_one_by_one(monkeypatch):
@@ -127,8 +168,10 @@ def test_the_whole_benchmark_in_little(monkeypatch, tmp_path, capsys):
                            (painting.train_embed, {"VIEWS": 4})):
         for name, value in values.items():
             monkeypatch.setattr(module, name, value)
-    paint = painting.paint_crops
-    monkeypatch.setattr(painting, "paint_crops", lambda *args: paint(*args[:-1], replace(args[-1], steps=2)))
+    paint, blended, calls = painting.paint_crops, details.blended_ddim, []
+    monkeypatch.setattr(painting, "paint_crops", lambda *args: calls.append("painted") or paint(
+        *args[:-1], replace(args[-1], steps=2)))
+    monkeypatch.setattr(details, "blended_ddim", lambda *args: calls.append("ranked") or blended(*args))
     monkeypatch.setattr(painting.Bench, "guidance", lambda *args: 1.5)
     details.main(tmp_path)
     out = capsys.readouterr().out
@@ -137,8 +180,10 @@ def test_the_whole_benchmark_in_little(monkeypatch, tmp_path, capsys):
         assert f"| {row.name} |" in out
     same = [line for line in out.splitlines() if line.startswith("| wood/burn | decoded, of the last step |")]
     assert len(same) == 1 and same[0].endswith("| 1.00 |")      # at the last step it is itself
+    assert calls.count("ranked") == 1 and calls.count("painted") > len(details.ways())
+    del calls[:]
     details.main(tmp_path)
-    assert capsys.readouterr().out == out
+    assert capsys.readouterr().out == out and not calls     # all is read
 
 
 @pytest.mark.parametrize("name", ["parity", "checkpoint", "method", "details", "convergence"])

@@ -1,8 +1,8 @@
 """bench.py details: what the tables of bench.py method leave open, on the scenes that the defaults were chosen on.
 
 Whether ways to learn that come nearer than the tools' do so with other seeds, too, and whether the parts of the method
-help with other seeds; other ways to sample; and how well the differences that a re-weighting could use rank a mask's cells. Rows are kept in the same folder as those of bench.py
-method, which are read if they are there.
+help with other seeds; other ways to sample; and how well the differences that a re-weighting could use rank a mask's
+cells. Rows are kept in the same folder as those of bench.py method, which are read if they are there.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from anomaly.output.quality import MEASURED, distance
 from anomaly.reweight import constant, difference, paper
 from anomaly.sampler import STEPS, blended_ddim
 from benchmarks.material import encoded
-from benchmarks.method import BARE, BASE, COMPARED, nearest
+from benchmarks.method import BARE, BASE, COLUMNS, COMPARED, lines, nearest
 from benchmarks.painting import Bench, Numbers, Row, Scale
 from benchmarks.sampling import Half, fresh, from_the_surface, trailing
 from benchmarks.tables import table
@@ -60,8 +60,8 @@ def ways() -> list[Row]:
                        weigh=Half(twice, "constant 2", second)) for second in (False, True))]
     for scale in (1.5, 4.0):
         rows += [Row(f"guidance {scale:g}", guidance=scale)]
-        rows += [Row(f"guidance {scale:g}, {weigh.func.__name__}, gain {COMPARED['gain']:g}", guidance=scale, weigh=weigh)
-                 for weigh in (partial(constant, gain=COMPARED["gain"]), partial(paper, **COMPARED))]
+        rows += [Row(f"guidance {scale:g}, {weigh.func.__name__}, gain {weigh.keywords['gain']:g}", guidance=scale,
+                     weigh=weigh) for weigh in (partial(constant, gain=COMPARED["gain"]), partial(paper, **COMPARED))]
     return rows
 
 
@@ -72,7 +72,7 @@ def correlations(a: Tensor, b: Tensor, cells: Tensor) -> list[float]:
 
 @torch.no_grad()
 def ranked(bench: Bench, defect: Defect) -> Numbers:
-    """How maps of the difference rank the cells of the mask, against the decoded one; scenes painted with the defaults."""
+    """How maps of the difference rank the mask's cells, against the decoded one; scenes painted with the defaults."""
     count = bench.scale.single[0]
     key = f"ranking/{defect.key}/{count}"
     if key in bench.found:
@@ -121,4 +121,5 @@ def main(folder: Path) -> None:
         table([f"distance, {title}", "mean", "three seeds", *defects], seeds(bench, ("learned", *learned), painting))
     table(["distance from the real defect", *defects, "mean", "mean less the tools'"],
           nearest(bench, "tune", ways(), bench.scale.single))
+    table(COLUMNS, lines(bench, "tune", ways(), bench.scale.single, bench.defects))
     table(["defect", "difference", *(f"t = {t}" for t in TIMES)], rankings(bench))

@@ -36,6 +36,7 @@ COMPARED = {"gain": 1.5, "tau": 0.5}        # where adapting is compared with a 
 UNGUIDED = ("without e_s", "e_s of a fixed mask", "a second seed", "a third seed")      # variants painted so, too
 SEEN = [Defect("plastic", "glue", ()), Defect("metal", "scratch", ())]   # pretraining's own: what limits the rest
 SHOWN = (1, 4, 8, 12, 16, 19)   # steps whose maps are shown
+COLUMNS = ["row", "defect", "colour", "histogram", "fill", "fill, of the real", "contrast", "leak", "diversity"]
 
 
 def single_changes(variants: tuple[str, ...]) -> list[Row]:
@@ -201,21 +202,20 @@ def main(folder: Path, quick: bool) -> None:
     scale = QUICK if quick else Scale()
     folder.mkdir(parents=True, exist_ok=True)
     bench = Bench(folder, scale)
-    columns = ["row", "defect", "colour", "histogram", "fill", "fill, of the real", "contrast", "leak", "diversity"]
     rows = single_changes(scale.variants)
-    table(columns, lines(bench, "tune", rows, scale.single, bench.defects))
+    table(COLUMNS, lines(bench, "tune", rows, scale.single, bench.defects))
     ranking = ["distance from the real defect", *(d.key for d in bench.defects), "mean", "mean less the tools'"]
     table(ranking, nearest(bench, "tune", rows, scale.single))
     table(["found in training", *(d.key for d in bench.defects)], found_in_training(bench, rows))
-    table(columns, lines(bench, "report", main_rows(), scale.main, bench.defects))
+    table(COLUMNS, lines(bench, "report", main_rows(), scale.main, bench.defects))
     table(ranking, nearest(bench, "report", main_rows(), scale.main))
     table(["defect", "masks", "scenes", "number", *(f"{x}, less {other}" for other in ("the constant", "none")
                                                     for x in ("fill", "colour", "histogram"))], adaptivity(bench))
-    table(columns, lines(bench, "report", reweighted(), (scale.main[0], 1), bench.defects, "branched"))
+    table(COLUMNS, lines(bench, "report", reweighted(), (scale.main[0], 1), bench.defects, "branched"))
     table(["defect", "learned", "IoU with the mirrored", "mirrored mask", "another mask", "unblended"], places(bench))
     defaults = replace(BASE, name="the tools' defaults")
-    table(columns, lines(bench, "defaults", [defaults], scale.defaults, bench.defects))
+    table(COLUMNS, lines(bench, "defaults", [defaults], scale.defaults, bench.defects))
     captions = [Row(f"{CAPTION}, guidance {g:g}", CAPTION, guidance=g) for g in (1.0, 1.5, 2.5, 4.0)]
-    table(columns, lines(bench, "report", captions, scale.single, SEEN))
+    table(COLUMNS, lines(bench, "report", captions, scale.single, SEEN))
     write_image(folder / "weight_maps.png", sheet(maps(bench)))
     print(f"\n{folder / 'weight_maps.png'}\n{bench.results}")

@@ -196,7 +196,7 @@ class Bench:
     def gain(self, defect: Defect, row: Row) -> float:
         """The gain of row.calibrated at which the defect, painted over its training crops, has their contrast.
 
-        On straight lines between the scale's gains; the first or the one with the most contrast where that is not enough.
+        On straight lines between the scale's gains; the first, or, where none is enough, the one with the most contrast.
         """
         key = f"gain/{row.key}/{defect.key}"
         if key not in self.found:
