@@ -163,6 +163,7 @@ def test_the_whole_benchmark_in_little(monkeypatch, tmp_path, capsys):
     convergence.main(tmp_path)
     first = capsys.readouterr().out
     assert "| plain, 4 steps | 1 |" in first and "| separate rates | 1 |" in first and "nan" not in first
+    assert first.count("| whole photographs, 4 steps | 1 |") == 1 and first.count("| what the tools do | 1 |") == 3
     runs = json.loads((tmp_path / "convergence.json").read_text())
     del runs["made with"]
     first_seed = {losses[0][1] for key, losses in runs.items() if key.startswith("tuning") and "seed=0" in key}

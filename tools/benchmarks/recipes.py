@@ -33,12 +33,12 @@ class Recipe:
     seed: int = 0                   # of the vectors and of what a step draws; the views are the same
 
 
-PLAIN = Recipe("plain")
+PLAIN, WHOLE = Recipe("plain"), Recipe("whole photographs", whole=True)
 TOOLS = Recipe("what the tools do", separate=True, spread=INITIAL_NOISE, per_mask=True, falling=True)
 CANDIDATES = [Recipe("separate rates", separate=True), Recipe("a word plus noise", spread=INITIAL_NOISE),
               Recipe("loss per mask", per_mask=True), Recipe("antithetic noise", antithetic=True),
               Recipe("stratified t", stratified=True), Recipe("more of the noisy t", noisy=True),
-              Recipe("four t a picture", shared=True), Recipe("whole photographs", whole=True),
+              Recipe("four t a picture", shared=True), WHOLE,
               Recipe("averaged vectors", averaged=True), Recipe("batches of one", single=True)]
 
 
