@@ -157,7 +157,7 @@ def found_in_training(bench: Bench, rows: list[Row]) -> Iterator[list[str]]:
     for row in rows:
         if row.calibrated:
             yield [f"gain: {row.name}", *(f"{bench.gain(d, row):.2f}" for d in bench.defects)]
-        elif row.guidance is None and row.variant != WORDS and row.weigh is None and row.steps == STEPS:
+        elif row.guidance is None and row.variant != WORDS and row.weigh is None and row.steps == BASE.steps:
             yield [f"guidance: {row.name}", *(f"{bench.settled(row, d).guidance:.2f}" for d in bench.defects)]
 
 
