@@ -75,7 +75,7 @@ def blended_ddim(sd: StableDiffusion, y_0: Tensor, m: Tensor, noise: Tensor, con
     schedule, inside = sd.schedule, m[:, None]
     pairs = schedule.timesteps(steps)
     weight, maps = None, None
-    # Pure noise inside m: starting it from q(y_T | y_0) would keep the normal surface's colours.
+    # Pure noise inside m, which knows nothing of the normal surface; q(y_T | y_0) is not told from it (docs/method.md).
     t_first = torch.full((len(y_0),), pairs[0][0], device=y_0.device)
     x_t = torch.where(inside > 0, noise, schedule.q_sample(y_0, t_first, noise))
     for n, (t_now, t_next) in enumerate(pairs):

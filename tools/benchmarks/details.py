@@ -18,6 +18,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from anomaly.dataset import Defect
+from anomaly.output.console import Progress
 from anomaly.output.quality import MEASURED, distance
 from anomaly.reweight import constant, difference, paper
 from anomaly.sampler import STEPS, blended_ddim
@@ -81,8 +82,10 @@ def ranked(bench: Bench, defect: Defect) -> Numbers:
     row, factor = bench.settled(BASE, defect), sd.vae.config.factor
     y_0, m, photographs = encoded(sd, scene.normal), scene.cells.float(), torch.stack([c.image for c in scene.normal])
     noise = torch.randn(y_0.shape, generator=torch.Generator().manual_seed(0))
-    steps = list(blended_ddim(sd, y_0, m, noise, bench.context(row, defect, scene), bench.settings(row).guidance, STEPS,
-                              bench.to_rgb))
+    painting = blended_ddim(sd, y_0, m, noise, bench.context(row, defect, scene), bench.settings(row).guidance, STEPS,
+                            bench.to_rgb)
+    with Progress(f"ranking the cells of {defect.key}", STEPS) as progress:
+        steps = list(progress.each(painting))
 
     def apart(picture: Tensor, other: Tensor) -> Tensor:
         return F.avg_pool2d((picture - other).square().sum(dim=1), factor)
