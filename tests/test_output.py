@@ -13,6 +13,7 @@ from safetensors import safe_open
 from anomaly.crop import Crop, defect_crop
 from anomaly.dataset import Defect, Example
 from anomaly.embedding import AnomalyEmbedding
+from anomaly.output import files
 from anomaly.output import run as runs
 from anomaly.output.composite import change, composite
 from anomaly.output.files import append_rows, read_rows, replacing, write_image, write_rows, write_tensors
@@ -279,3 +280,13 @@ def test_vectors_older_than_the_config_are_refused(run, sd):
     with pytest.raises(ValueError, match="after 5 steps of 9; training did not finish"):
         runs.load_vectors(longer, "embeddings", longer.defects[0])
     assert longer.defects[0].examples == (Example(Path("/i.png"), Path("/m.png")),)
+
+
+def test_a_full_disk_is_one_line_that_names_the_file_and_leaves_no_part(tmp_path, monkeypatch):
+    def full(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise files.SafetensorError("I/O error: No space left on device (os error 28)")
+    monkeypatch.setattr(files, "save_file", full)
+    with pytest.raises(OSError, match="e.safetensors: not written: .*No space left.*make room"):
+        files.write_tensors(tmp_path / "e.safetensors", {"a": torch.zeros(1)}, {})
+    assert not list(tmp_path.iterdir())

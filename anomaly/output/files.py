@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -37,7 +38,11 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     """A safetensors file."""
     with replacing(path) as temporary:
         # Clones: safetensors refuses tensors that share memory, as expanded or sliced ones do.
-        save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, temporary, metadata)
+        clones = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+        try:
+            save_file(clones, temporary, metadata)
+        except SafetensorError as err:      # no OSError, even if the disk is full
+            raise OSError(f"{path}: not written: {err}; make room on the disk, or give another --out") from None
         _sort_metadata(temporary)
 
 
