@@ -10,7 +10,7 @@ from anomaly.sampler import STEPS, Guidance, guided
 from anomaly.train import masked_losses
 from benchmarks.material import BATCH, Material, encoded, material
 from benchmarks.painting import Bench, Numbers, Row
-from benchmarks.variants import VARIANTS
+from benchmarks.variants import ALL
 from ldm.model import StableDiffusion
 
 TIMES = (100, 300, 500, 700, 900)   # of the losses
@@ -31,20 +31,20 @@ def unblended(sd: StableDiffusion, y_0: Tensor, noise: Tensor, context: Tensor, 
 def scenes_of(bench: Bench, variant: str, defect: Defect) -> Material:
     """Scenes in such crops as the variant learned from."""
     count = bench.scale.main[0]
-    if VARIANTS[variant].wide:
+    if ALL[variant].wide:
         return material(bench.sd, "report", defect.object, defect.name, count, bench.size, wide=True)
     return bench.material("report", defect, count)[0]
 
 
 @torch.no_grad()
 def location(bench: Bench, variant: str, defect: Defect) -> Numbers:
-    """Of each scene: the masked loss with e_s of the right mask, of its mirror image, of the next scene's mask.
+    """Of each scene: the losses in the mask and outside it, with e_s of it, of its mirror image, of the next scene's.
 
     The same t and noise in all three, and the guidance of what the tools learned. And how much more an unblended
     painting changes the mask without its mirror image than the mirror image without the mask, with e_s of the one
     and of the other. And the overlap (IoU) of the mask and its mirror image.
     """
-    key = f"location/{defect.key}/{bench.scale.main[0]}/{variant}/guidance of what the tools learned/{STEPS} steps"
+    key = f"location/{defect.key}/{bench.scale.main[0]}/{variant}/in and outside the mask/{STEPS} steps"
     if key in bench.found:
         return bench.found[key]
     sd, scene = bench.sd, scenes_of(bench, variant, defect)
@@ -56,13 +56,15 @@ def location(bench: Bench, variant: str, defect: Defect) -> Numbers:
                 for name, m in (("right", masks), ("mirrored", mirrored), ("another", masks.roll(1, 0)))}
     numbers: Numbers = {}
     for name, context in contexts.items():
-        losses = []
+        inside, outside = [], []
         for time in TIMES:
             t = torch.full((len(x_0),), time)
             x_t, target = sd.schedule.q_sample(x_0, t, eps), sd.schedule.target(x_0, t, eps)
             out = torch.cat([sd.unet(*part) for part in zip(*(x.split(BATCH) for x in (x_t, t, context)))])
-            losses.append(masked_losses(out, target, scene.cells))
-        numbers[f"loss, {name}"] = torch.stack(losses).mean(dim=0).tolist()
+            inside.append(masked_losses(out, target, scene.cells))
+            outside.append(masked_losses(out, target, ~scene.cells))
+        numbers[f"loss, {name}"], numbers[f"background, {name}"] = (
+            torch.stack(losses).mean(dim=0).tolist() for losses in (inside, outside))
     here, there = masks & ~mirrored, mirrored & ~masks
     numbers["overlap"] = intersection_over_union(masks, mirrored).tolist()
     for name in ("right", "mirrored"):

@@ -36,6 +36,8 @@ COMPARED = {"gain": 1.5, "tau": 0.5}        # where adapting is compared with a 
 UNGUIDED = ("without e_s", "e_s of a fixed mask", "a second seed", "a third seed")      # variants painted so, too
 SEEN = [Defect("plastic", "glue", ()), Defect("metal", "scratch", ())]   # pretraining's own: what limits the rest
 SHOWN = (1, 4, 8, 12, 16, 19)   # steps whose maps are shown
+PLACES = ["defect", "learned", "IoU with the mirrored", "in the mask, mirrored", "in the mask, another's",
+          "outside, mirrored", "outside, another's", "unblended"]
 COLUMNS = ["row", "defect", "colour", "histogram", "fill", "fill, of the real", "contrast", "leak", "diversity"]
 
 
@@ -52,9 +54,13 @@ def single_changes(variants: tuple[str, ...]) -> list[Row]:
         rows += [replace(BARE, name=f"no guidance, constant {gain:g}", weigh=partial(constant, gain=gain))]
         rows += [replace(BARE, name=f"no guidance, paper, gain {gain:g}, tau {tau:g}",
                          weigh=partial(paper, gain=gain, tau=tau)) for tau in TAUS]
-    rows += [replace(BARE, name=f"no guidance, {weigh.__name__}, gain of the defect", calibrated=weigh)
-             for weigh in (constant, paper)]
-    return rows + [replace(BARE, name=f"no guidance, {v}", variant=v) for v in UNGUIDED if v in variants]
+    return rows + calibrated() + [replace(BARE, name=f"no guidance, {v}", variant=v) for v in UNGUIDED if v in variants]
+
+
+def calibrated() -> list[Row]:
+    """A gain of each defect's own, at which its contrast is that of its training photographs."""
+    return [replace(BARE, name=f"no guidance, {weigh.__name__}, gain of the defect", calibrated=weigh)
+            for weigh in (constant, paper)]
 
 
 def main_rows() -> list[Row]:
@@ -96,22 +102,22 @@ def lines(bench: Bench, label: str, rows: list[Row], amount: tuple[int, int],
             yield line(row.name, defect, numbers)
 
 
-def nearest(bench: Bench, label: str, rows: list[Row], amount: tuple[int, int]) -> list[list[str]]:
-    """Rows by their distance from the real defects, the nearest first; the last column is paired, scene by scene."""
+def nearest(bench: Bench, label: str, rows: list[Row], amount: tuple[int, int], less: Row = BASE) -> list[list[str]]:
+    """Rows by their distance from the real defects, the nearest first; and less that of a row, scene by scene."""
     def columns(row: Row) -> list[list[list[float]]]:
         return [[bench.row(label, row, defect, amount)[name] for name in MEASURED] for defect in bench.defects]
 
-    def less(*means: np.ndarray) -> np.ndarray:
+    def apart(*means: np.ndarray) -> np.ndarray:
         halves = np.array(means).reshape(2, len(bench.defects), len(MEASURED), *np.shape(means[0]))
         of_row, of_base = (np.mean([distance(*part) for part in half], axis=0) for half in halves)
         return of_row - of_base
 
-    base, found = sum(columns(BASE), []), []
+    base, found = sum(columns(less), []), []
     for row in rows:
         measured = columns(row)
         away = [interval(distance, *values) for values in measured]
         found.append((float(np.mean([middle for middle, *_ in away])), row.name, away,
-                      interval(less, *sum(measured, []), *base)))
+                      interval(apart, *sum(measured, []), *base)))
     return [[name, *map(shown, away), f"{mean:.3f}", shown(less_base, 3)]
             for mean, name, away, less_base in sorted(found)]
 
@@ -161,12 +167,13 @@ def found_in_training(bench: Bench, rows: list[Row]) -> Iterator[list[str]]:
             yield [f"guidance: {row.name}", *(f"{bench.settled(row, d).guidance:.2f}" for d in bench.defects)]
 
 
-def places(bench: Bench) -> Iterator[list[str]]:
+def places(bench: Bench, learned: tuple[str, ...]) -> Iterator[list[str]]:
     """What e_s knows of the place."""
     for defect in bench.defects:
-        for variant in [v for v in ("learned", WIDE_CROPS) if v in bench.scale.variants]:
+        for variant in [v for v in learned if v in bench.scale.variants]:
             n = location(bench, variant, defect)
-            wrong = [np.array(n[f"loss, {name}"]) - np.array(n["loss, right"]) for name in ("mirrored", "another")]
+            wrong = [np.array(n[f"{where}, {name}"]) - np.array(n[f"{where}, right"])
+                     for where in ("loss", "background") for name in ("mirrored", "another")]
             moved = np.array(n["change, right"]) - np.array(n["change, mirrored"])
             yield [defect.key, variant, f"{np.mean(n['overlap']):.2f}", *(paired(w, 5) for w in wrong), paired(moved)]
 
@@ -212,7 +219,7 @@ def main(folder: Path, quick: bool) -> None:
     table(["defect", "masks", "scenes", "number", *(f"{x}, less {other}" for other in ("the constant", "none")
                                                     for x in ("fill", "colour", "histogram"))], adaptivity(bench))
     table(COLUMNS, lines(bench, "report", reweighted(), (scale.main[0], 1), bench.defects, "branched"))
-    table(["defect", "learned", "IoU with the mirrored", "mirrored mask", "another mask", "unblended"], places(bench))
+    table(PLACES, places(bench, ("learned", WIDE_CROPS)))
     defaults = replace(BASE, name="the tools' defaults")
     table(COLUMNS, lines(bench, "defaults", [defaults], scale.defaults, bench.defects))
     captions = [Row(f"{CAPTION}, guidance {g:g}", CAPTION, guidance=g) for g in (1.0, 1.5, 2.5, 4.0)]

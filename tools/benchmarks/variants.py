@@ -10,6 +10,7 @@ from anomaly.embedding import AnomalyEmbedding
 from ldm.model import StableDiffusion
 
 WIDE_CROPS = "wide crops"   # a variant for its knowledge of the place alone
+BACKGROUND = "background 0.3"
 
 
 class WithoutPlace(AnomalyEmbedding):
@@ -69,7 +70,7 @@ class Variant:
 
 
 VARIANTS = {"learned": Variant(), "unmasked loss": Variant(masked=False), "without e_s": Variant(WithoutPlace),
-            "e_s of a fixed mask": Variant(WithFixedMask), "background 0.3": Variant(background=0.3),
+            "e_s of a fixed mask": Variant(WithFixedMask), BACKGROUND: Variant(background=0.3),
             "a second seed": Variant(seed=1), "a third seed": Variant(seed=2),
             "prompt with the object": Variant(WithObject), "the mean word to start from": Variant(WithoutWord),
             "twice the steps": Variant(steps=2.0),
@@ -77,9 +78,11 @@ VARIANTS = {"learned": Variant(), "unmasked loss": Variant(masked=False), "witho
             WIDE_CROPS: Variant(wide=True)}
 
 # Ways to learn, each with three seeds: those that come nearer than the tools' with the first one, and the controls.
-NEARER, CONTROLS = (("background 0.3", "prompt with the object", "twice the steps"),
+NEARER, CONTROLS = ((BACKGROUND, "prompt with the object", "twice the steps"),
                     ("without e_s", "e_s of a fixed mask", "unmasked loss"))
 SEEDED = {"learned": ("learned", "a second seed", "a third seed"),
           **{name: (name, f"{name}, seed 1", f"{name}, seed 2") for name in NEARER + CONTROLS}}
+WIDE_BACKGROUND = f"{WIDE_CROPS}, {BACKGROUND}"
 ALL = VARIANTS | {name: replace(VARIANTS[way], seed=seed)
                   for way, names in SEEDED.items() for seed, name in enumerate(names)}
+ALL[WIDE_BACKGROUND] = replace(VARIANTS[WIDE_CROPS], background=VARIANTS[BACKGROUND].background)
