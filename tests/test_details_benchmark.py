@@ -1,4 +1,4 @@
-"""bench.py details: its ways to sample and to rank on cases with a known answer, and the whole of it in little."""
+"""bench.py details: its ways to sample, rank, composite and so on on cases with a known answer; the whole in little."""
 
 from dataclasses import replace
 from functools import partial
@@ -12,9 +12,11 @@ from diffusers import DDIMScheduler
 from scipy.stats import rankdata
 
 from anomaly.dataset import Defect
+from anomaly.embedding import AnomalyEmbedding
 from anomaly.output.synthetic import demo
 from anomaly.sampler import STEPS, Guidance, Step, blended_ddim
-from benchmarks import details, method, painting, sampling, variants
+from anomaly.train import Views, masked_loss, predict
+from benchmarks import compositing, details, detectors, gradients, location, method, painting, sampling, variants
 from weights import load
 
 
@@ -160,12 +162,170 @@ def test_a_way_to_learn_differs_from_its_other_seeds_by_the_seed_alone():
         assert {replace(variants.ALL[name], seed=0) for name in names} == {variants.VARIANTS[way]}
 
 
+def test_losses_with_a_wrong_mask_are_told_in_the_mask_and_outside(sd, monkeypatch):
+    bench, burn = object.__new__(painting.Bench), Defect("wood", "burn", ())
+    bench.sd, bench.size, bench.scale = sd, 128, method.Scale(main=(2, 1))
+    bench.found, bench.keep, bench.learners, bench.to_rgb = {}, lambda key, value: None, {"learned": None}, None
+    scene = painting.material(sd, "test", "wood", "burn", 2, 128)
+    for name, value in {"material": (scene, None), "settled": replace(method.BARE)}.items():
+        monkeypatch.setattr(bench, name, lambda *args, value=value: value, raising=False)
+    monkeypatch.setattr(location, "unblended", lambda sd, y_0, *args: y_0)
+    # A U-Net that answers with the share of the right half that e_s was told to be masked.
+    monkeypatch.setattr(location, "context_of", lambda sd, learner, stem, masks: masks[:, :, 64:].float().mean((1, 2)))
+    monkeypatch.setattr(sd.unet, "forward", lambda x_t, t, told: told.view(-1, 1, 1, 1).expand_as(x_t))
+    found = location.location(bench, "learned", burn)
+    x_0 = location.encoded(sd, scene.real)
+    eps = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0))
+    masks = scene.masks.numpy()
+    for name, given in (("right", masks), ("mirrored", masks[:, :, ::-1]), ("another", masks[::-1])):
+        for where, cells in (("loss", scene.cells), ("background", ~scene.cells)):
+            for i in range(2):
+                expected = []
+                for t in location.TIMES:
+                    target = sd.schedule.target(x_0, torch.full((2,), t), eps)[i].double()
+                    error = (target - float(given[i, :, 64:].mean())) ** 2
+                    expected.append(float(error[:, cells[i]].mean()))
+                assert found[f"{where}, {name}"][i] == pytest.approx(np.mean(expected), rel=1e-5), (where, name)
+
+
+def test_each_samples_gradient_is_that_of_a_batch_of_its_own(sd):
+    burn = Defect("wood", "burn", ())
+    learner = AnomalyEmbedding(sd, [burn], 0)
+    masks, cells = torch.zeros(3, 128, 128, dtype=torch.bool), torch.zeros(3, 32, 32, dtype=torch.bool)
+    for n in range(3):
+        cells[n, n:3 * n + 4, 5:9] = True
+    masks = cells.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    latents, noise = torch.randn((2, 3, 4, 32, 32), generator=torch.Generator().manual_seed(0))
+    i = torch.tensor([2, 0, 1])
+    found = gradients.of_samples(sd, learner, burn.stem, Views(latents, cells, masks), i, 600, noise)
+    for n, k in enumerate(i):
+        t = torch.tensor([600])
+        out = predict(sd, learner(burn.stem, masks[k][None]), latents[k][None], t, noise[n][None])
+        loss = masked_loss(out, sd.schedule.target(latents[k][None], t, noise[n][None]), cells[k][None])
+        gradient, = torch.autograd.grad(loss, learner.e_a[burn.stem])
+        assert torch.allclose(found[n], gradient.flatten().double(), rtol=1e-3, atol=1e-4 * float(gradient.abs().max()))
+
+
+def test_signal_to_noise_is_that_of_the_distribution():
+    generator = torch.Generator().manual_seed(0)
+    noise = 3 * torch.randn((4000, 50), generator=generator, dtype=torch.float64)
+    assert gradients.signal_to_noise(noise + 2) == pytest.approx(4 / 9, rel=0.03)
+    assert gradients.signal_to_noise(noise[:40]) == pytest.approx(0, abs=0.012)     # 1 / 40 with what is chance
+
+
+def test_pairs_of_opposite_noise_cancel_it_and_pairs_of_one_noise_are_half_a_batch():
+    noise, other = torch.randn((2, 4000, 20), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert gradients.paired(1 + noise, 1 - noise) == pytest.approx(0, abs=1e-9)
+    assert gradients.paired(noise, noise) == pytest.approx(2, rel=1e-3)
+    assert gradients.paired(noise, other) == pytest.approx(1, rel=0.05)
+
+
+@pytest.fixture(scope="module")
+def flat():
+    """A surface with texture, of which D(E(y)) has none; painted over, in half of the mask only."""
+    rng = np.random.default_rng(0)
+    normal = torch.from_numpy(rng.choice([-0.3, 0.3], (2, 3, 64, 64))).float()
+    masks = torch.zeros(2, 64, 64, dtype=torch.bool)
+    masks[0, 20:40, 10:50] = masks[1, 5:30, 5:40] = True
+
+    def inside(values):
+        return torch.where(masks[:, None], values, normal)
+    nothing = inside(torch.zeros_like(normal))
+    painted = nothing.clone()
+    painted[:, :, :, 30:][masks[:, None, :, 30:].expand(-1, 3, -1, -1)] = 0.6
+    return compositing.Painted(masks, normal, inside(0.6 + normal), painted, nothing, inside(0.6 + 0 * normal))
+
+
+def test_composites_keep_the_surroundings_and_the_texture_that_they_say(flat):
+    ways, m = flat.ways(), flat.masks
+    for picture in ways.values():
+        assert torch.equal(picture.movedim(1, -1)[~m], flat.normal.movedim(1, -1)[~m])
+    changed, bare = m.clone(), m.clone()
+    changed[:, :, :32], bare[:, :, 28:] = False, False      # away from the border of what was painted
+    at = {name: [x.movedim(1, -1)[part] for part in (changed, bare)] for name, x in (
+        *ways.items(), ("normal", flat.normal))}
+    assert torch.allclose(at["change added"][0], at["normal"][0] + 0.6)
+    # A corner's 3 x 3 changed by four ninths of 0.6, all others by more.
+    assert torch.allclose(at["mixed"][0], torch.tensor(0.6), atol=0.3 * np.exp(-0.6 * 4 / 9 / 0.1) + 1e-6)
+    for column, change, near in ((40, 0.6, 0.6), (30, 0.6, 0.4), (29, 0, 0.2)):    # near: of 3 columns, 3, 2, 1 changed
+        texture = float(flat.normal[0, 0, 30, column]) * np.exp(-near / 0.1)
+        assert float(ways["mixed"][0, 0, 30, column]) == pytest.approx(change + texture, abs=1e-6)
+    assert torch.equal(at["replaced (the tools)"][0], torch.full_like(at["normal"][0], 0.6))
+    for name in ("change added", "mixed"):
+        assert torch.allclose(at[name][1], at["normal"][1])      # nothing was painted: y itself
+    assert at["replaced (the tools)"][1].abs().max() == 0
+
+
+def test_fine_texture_is_what_the_eye_sees_and_no_slope(flat):
+    slope = torch.linspace(-1, 1, 64).expand(2, 3, 64, 64)
+    board = slope + 0.1 * (-1) ** torch.arange(64)
+    m = flat.masks
+    assert float(compositing.fine_energy(slope, m).max()) < 1e-10
+    assert float(compositing.fine_energy(0 * slope + 0.5, torch.ones_like(m)).max()) < 1e-10     # at the edge, too
+    # A stripe of +-0.1 has a mean of a third of that, with the other sign, over 3 columns.
+    assert torch.allclose(compositing.fine_energy(board, m), torch.tensor((0.1 * 4 / 3) ** 2), rtol=1e-3)
+    assert compositing.shows_through(flat.normal + slope, flat.normal, m).tolist() == pytest.approx([1, 1], abs=1e-3)
+    assert compositing.shows_through(slope - flat.normal, flat.normal, m).tolist() == pytest.approx([-1, -1], abs=1e-3)
+    other = flat.normal.flip(3)
+    a, b = (compositing.fine(x)[0][:, m[0]].flatten().numpy() for x in (other, flat.normal))
+    assert float(compositing.shows_through(other, flat.normal, m)[0]) == pytest.approx(np.corrcoef(a, b)[0, 1], abs=1e-5)
+
+
+def test_composited_photographs_are_what_the_tools_write(sd):
+    bench = object.__new__(painting.Bench)
+    bench.sd, bench.size = sd, 128
+    seen = painting.material(sd, "test", "wood", "burn", 2, 128)
+    p = compositing.painted_photographs(bench, None, "test", Defect("wood", "burn", ()), 2)
+    assert torch.equal(p.painted, p.nothing) and p.masks.shape == (2, 256, 256)
+    for i, crop in enumerate(seen.normal):
+        mask = p.masks[i]
+        moved = (p.normal[i] - p.real[i]).abs().amax(dim=0)
+        assert float(moved[mask].mean()) > 0.2 and float(moved[~mask].mean()) < 1e-3    # soft edges alone
+        assert torch.equal(p.nothing[i][:, ~mask], p.normal[i][:, ~mask])
+        assert torch.equal(p.real_seen[i][:, ~mask], p.normal[i][:, ~mask])
+        # Through the VAE, but in its place: nearer to itself than to the other.
+        own, other = ((p.nothing[i] - x)[:, mask].abs().mean() for x in (p.normal[i], p.real[i]))
+        assert own < other
+        assert ((p.real_seen[i] - p.real[i])[:, mask].abs().mean() < (p.real_seen[i] - p.normal[i])[:, mask].abs().mean())
+
+
+def test_windows_lie_round_the_mask_and_inside_the_picture():
+    looks = torch.zeros(2, 256, 256, dtype=torch.bool)
+    looks[0, 100:121, 90:151] = looks[1, :10, 240:] = True
+    assert detectors.corner(looks[0], torch.zeros(2)) == (46, 56)
+    assert detectors.corner(looks[0], torch.tensor([0.5, -0.5])) == (78, 24)
+    assert detectors.corner(looks[1], torch.zeros(2)) == (0, 128)
+    pictures = torch.arange(2.0 * 3 * 256 * 256).view(2, 3, 256, 256)
+    images, masks = detectors.Examples(pictures, looks, looks).windows(torch.tensor([1, 0]), torch.zeros(2, 2))
+    assert torch.equal(images[1], pictures[0, :, 46:174, 56:184]) and torch.equal(masks[1], looks[0, 46:174, 56:184])
+    assert torch.equal(images[0], pictures[1, :, :128, 128:])
+
+
+def test_detectors_learn_from_what_their_names_say(flat):
+    trained = detectors.Detectors(None, None)
+    trained.__dict__ |= {"painted": flat, "surfaces": torch.zeros(2, 3, 64, 64)}
+    shown = {name: trained.examples(name) for name in (
+        detectors.REAL, detectors.PAIRS, detectors.PASTED, detectors.ADDED)}
+    for defects, without in shown.values():
+        assert torch.equal(defects.defects, flat.masks) and not without.defects.any()
+        assert torch.equal(without.pictures[:2], trained.surfaces)
+    assert torch.equal(shown[detectors.REAL][0].pictures, flat.real)
+    for name in (detectors.PAIRS, detectors.PASTED):
+        assert torch.equal(shown[name][0].pictures, flat.painted)
+    assert torch.equal(shown[detectors.ADDED][0].pictures, flat.ways()["change added"])
+    pasted = {name: without.pictures[2:] for name, (_, without) in shown.items()}
+    assert torch.equal(pasted.pop(detectors.PASTED), flat.nothing)
+    assert all(len(rest) == 0 for rest in pasted.values())
+
+
 def test_the_whole_benchmark_in_little(monkeypatch, tmp_path, capsys):
     seeded = {way: variants.SEEDED[way][:2] for way in ("learned", "without e_s")}
-    for module, values in ((details, {"Scale": partial(method.Scale, single=(2, 1), learning=1), "SEEDED": seeded,
+    for module, values in ((details, {"Scale": partial(method.Scale, (2, 1), (2, 1), learning=1), "SEEDED": seeded,
                                       "NEARER": (), "CONTROLS": ("without e_s",), "STEPS": 2, "TIMES": (501, 1)}),
                            (demo, {"DEMO": (("wood", "burn"),), "DEFECTIVE": 6, "NORMALS": 1}),
-                           (painting.train_embed, {"VIEWS": 4})):
+                           (painting.train_embed, {"VIEWS": 4}), (location, {"TIMES": (500,), "STEPS": 3}),
+                           (gradients, {"TIMES": (500,), "VIEWS": 2}), (details, {"GRADIENTS": (500,)}),
+                           (detectors, {"PAINTED": 2, "TESTED": 2, "STEPS": 2, "BATCH": 4, "SEEDS": (0,)})):
         for name, value in values.items():
             monkeypatch.setattr(module, name, value)
     paint, blended, calls = painting.paint_crops, details.blended_ddim, []

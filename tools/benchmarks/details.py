@@ -1,8 +1,10 @@
-"""bench.py details: what the tables of bench.py method leave open, on the scenes that the defaults were chosen on.
+"""bench.py details: what the tables of bench.py method leave open.
 
 Whether ways to learn that come nearer than the tools' do so with other seeds, too, and whether the parts of the method
-help with other seeds; other ways to sample; and how well the differences that a re-weighting could use rank a mask's
-cells. Rows are kept in the same folder as those of bench.py method, which are read if they are there.
+help with other seeds; other ways to sample; how well the differences that a re-weighting could use rank a mask's
+cells; gains of each defect's own on the scenes of the report; whether a background term teaches e_s the place; how
+noisy the gradient is; other composites, and what a detector learns of the pairs. Rows are kept in the same folder as
+those of bench.py method, which are read if they are there.
 """
 
 from collections.abc import Iterator
@@ -23,11 +25,15 @@ from anomaly.output.quality import MEASURED, distance
 from anomaly.reweight import constant, difference, paper
 from anomaly.sampler import STEPS, blended_ddim
 from benchmarks.material import encoded
-from benchmarks.method import BARE, BASE, COLUMNS, COMPARED, lines, nearest
+from benchmarks.compositing import composites
+from benchmarks.detectors import detectors
+from benchmarks.gradients import TIMES as GRADIENTS
+from benchmarks.gradients import noises
+from benchmarks.method import BARE, BASE, COLUMNS, COMPARED, PLACES, calibrated, lines, nearest, places
 from benchmarks.painting import Bench, Numbers, Row, Scale
 from benchmarks.sampling import Half, fresh, from_the_surface, trailing
 from benchmarks.tables import table
-from benchmarks.variants import CONTROLS, NEARER, SEEDED
+from benchmarks.variants import BACKGROUND, CONTROLS, NEARER, SEEDED, WIDE_BACKGROUND
 
 TIMES = (901, 651, 351, 51)     # at which differences are ranked
 
@@ -118,11 +124,22 @@ def rankings(bench: Bench) -> Iterator[list[str]]:
 def main(folder: Path) -> None:
     """Print every table."""
     folder.mkdir(parents=True, exist_ok=True)
-    bench = Bench(folder, Scale(variants=tuple(variant for names in SEEDED.values() for variant in names)))
-    defects = [d.key for d in bench.defects]
+    seeded = [variant for names in SEEDED.values() for variant in names]
+    bench = Bench(folder, Scale(variants=(*seeded, WIDE_BACKGROUND)))
+    defects, single, main_scale = [d.key for d in bench.defects], bench.scale.single, bench.scale.main
     for title, learned, painting in (("own guidance", NEARER, BASE), ("no guidance", CONTROLS, BARE)):
         table([f"distance, {title}", "mean", "three seeds", *defects], seeds(bench, ("learned", *learned), painting))
-    table(["distance from the real defect", *defects, "mean", "mean less the tools'"],
-          nearest(bench, "tune", ways(), bench.scale.single))
-    table(COLUMNS, lines(bench, "tune", ways(), bench.scale.single, bench.defects))
+    ranking = ["distance from the real defect", *defects, "mean", "mean less the tools'"]
+    table(ranking, nearest(bench, "tune", ways(), single))
+    table(COLUMNS, lines(bench, "tune", ways(), single, bench.defects))
     table(["defect", "difference", *(f"t = {t}" for t in TIMES)], rankings(bench))
+    own = [BASE, BARE, *calibrated()]
+    table(ranking, nearest(bench, "report", own, main_scale))
+    table([*ranking[:-1], "mean less the constant's"], nearest(bench, "report", own[3:], main_scale, own[2]))
+    table(COLUMNS, lines(bench, "report", own, main_scale, bench.defects))
+    table(PLACES, places(bench, (BACKGROUND, WIDE_BACKGROUND)))
+    table(["defect", "e_a", *(f"t = {t}" for t in GRADIENTS), "eps and -eps", "two noises"], noises(bench))
+    table(["composite", "defect", "colour", "histogram", "contrast", "fine texture", "the surface's texture"],
+          composites(bench, BASE))
+    table(["detector trained on", "defect", "average precision", "real defect marked", "D(E(y)) marked",
+           "surface marked"], detectors(bench, BASE))

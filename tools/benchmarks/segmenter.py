@@ -1,4 +1,6 @@
-"""A small segmenter, trained on drawn pictures only: where is the defect in a picture that a model made?"""
+"""A small segmenter for benchmarks: where is the defect in a picture?"""
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -13,7 +15,7 @@ SIDE, STEPS, BATCH, PICTURES = 64, 2400, 32, 8000
 
 
 class Segmenter(nn.Module):
-    """(b, 3, 64, 64) in [-1, 1] -> logits (b, 64, 64)."""
+    """(b, 3, h, w) in [-1, 1] -> logits (b, h, w); h and w are multiples of 8."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,26 +43,39 @@ def _pictures(seed: int, count: int) -> tuple[Tensor, Tensor, list[str]]:
             torch.from_numpy(np.stack([p.mask for p in drawn])).float(), [p.caption for p in drawn])
 
 
-def train_segmenter(seed: int) -> Segmenter:
-    """Learn from drawn pictures that no model was trained on."""
+def fit(seed: int, steps: int, batch: Callable[[], tuple[Tensor, Tensor]], name: str) -> Segmenter:
+    """A segmenter from batches of pictures (b, 3, h, w) in [-1, 1] and masks (b, h, w) of 0 and 1.
+
+    batch() draws with torch's generator, which is seeded here.
+    """
     torch.manual_seed(seed)
-    images, masks, _ = _pictures(seed, PICTURES)
     net = Segmenter()
     optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, STEPS)
-    with Progress("training the segmenter", STEPS) as progress:
-        for _ in range(STEPS):
-            i = torch.randint(len(images), (BATCH,))
-            logits = net(images[i] + 0.05 * torch.randn(BATCH, 3, 1, 1))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, steps)
+    with Progress(name, steps) as progress:
+        for _ in range(steps):
+            images, masks = batch()
+            logits = net(images + 0.05 * torch.randn(len(images), 3, 1, 1))
             share = torch.sigmoid(logits)
-            dice = 1 - (2 * (share * masks[i]).sum() + 1) / ((share + masks[i]).sum() + 1)
-            loss = F.binary_cross_entropy_with_logits(logits, masks[i]) + dice
+            dice = 1 - (2 * (share * masks).sum() + 1) / ((share + masks).sum() + 1)
+            loss = F.binary_cross_entropy_with_logits(logits, masks) + dice
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
             progress.step(f"loss {float(loss.detach()):.3f}")
     return net.eval()
+
+
+def train_segmenter(seed: int) -> Segmenter:
+    """Learn from drawn pictures that no model was trained on."""
+    images, masks, _ = _pictures(seed, PICTURES)
+
+    def batch() -> tuple[Tensor, Tensor]:
+        i = torch.randint(len(images), (BATCH,))
+        return images[i], masks[i]
+
+    return fit(seed, STEPS, batch, "training the segmenter")
 
 
 @torch.no_grad()
