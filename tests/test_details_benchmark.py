@@ -303,19 +303,41 @@ def test_windows_lie_round_the_mask_and_inside_the_picture():
 
 def test_detectors_learn_from_what_their_names_say(flat):
     trained = detectors.Detectors(None, None)
-    trained.__dict__ |= {"painted": flat, "surfaces": torch.zeros(2, 3, 64, 64)}
-    shown = {name: trained.examples(name) for name in (
-        detectors.REAL, detectors.PAIRS, detectors.PASTED, detectors.ADDED)}
-    for defects, without in shown.values():
-        assert torch.equal(defects.defects, flat.masks) and not without.defects.any()
-        assert torch.equal(without.pictures[:2], trained.surfaces)
-    assert torch.equal(shown[detectors.REAL][0].pictures, flat.real)
-    for name in (detectors.PAIRS, detectors.PASTED):
-        assert torch.equal(shown[name][0].pictures, flat.painted)
-    assert torch.equal(shown[detectors.ADDED][0].pictures, flat.ways()["change added"])
-    pasted = {name: without.pictures[2:] for name, (_, without) in shown.items()}
-    assert torch.equal(pasted.pop(detectors.PASTED), flat.nothing)
-    assert all(len(rest) == 0 for rest in pasted.values())
+    few = detectors.Examples(*(x[:1] for x in (flat.real_seen, flat.masks, flat.masks)))
+    trained.__dict__ |= {"painted": flat, "surfaces": torch.zeros(2, 3, 64, 64), "photographs": few}
+    shown = {name: trained.examples(name) for name in detectors.KINDS}
+    pictures = {detectors.REAL: [flat.real], detectors.FEW: [few.pictures], detectors.PAIRS: [flat.painted],
+                detectors.BOTH: [flat.painted, few.pictures], detectors.PASTED: [flat.painted],
+                detectors.ADDED: [flat.ways()["change added"]]}
+    masks = {detectors.FEW: [flat.masks[:1]], detectors.BOTH: [flat.masks, flat.masks[:1]]}
+    for name, (defects, without) in shown.items():
+        assert torch.equal(defects.pictures, torch.cat(pictures[name])), name
+        assert torch.equal(defects.defects, torch.cat(masks.get(name, [flat.masks]))), name
+        surfaces = [trained.surfaces, *[flat.nothing] * (name == detectors.PASTED)]
+        assert torch.equal(without.pictures, torch.cat(surfaces)) and not without.defects.any(), name
+
+
+def test_what_a_detector_marks_is_told_of_each_kind_of_photograph(monkeypatch):
+    bench = object.__new__(painting.Bench)
+    bench.found, bench.keep = {}, lambda key, value: bench.found.update({key: value})
+    trained = detectors.Detectors(bench, method.BASE)
+    looks = torch.zeros(2, 128, 128, dtype=torch.bool)
+    looks[:, 40:60, 40:80] = True
+    normal = torch.zeros(2, 3, 128, 128)
+    real, nothing = normal.clone(), normal.clone()
+    real[:, :, 40:60, 40:70] = 1        # three quarters of the mask
+    nothing[:, :, 40:50, 40:80] = 1     # half
+    real[1, :, 100:102, 0:100] = 1      # 200 pixels outside, beside 1200 of 1600 found
+    trained.__dict__ |= {"tested": {"wood/burn": compositing.Painted(looks, normal, real, normal, nothing, real)},
+                         "net": lambda trained_on, seed: lambda x: 20 * x[:, 0] - 10}
+    monkeypatch.setattr(detectors, "TESTED", 2)
+    precision, *marked = trained.measured(detectors.PAIRS, 0)["wood/burn"]
+    picture = trained.picture(detectors.PAIRS)
+    assert marked == [0.75, 0.5, 0]
+    # Marked first, at a precision of 1200 / 1400; then all the rest, at that of the mask in all pixels.
+    assert precision == pytest.approx(0.75 * 1200 / 1400 + 0.25 * 1600 / (4 * 128 ** 2), abs=1e-6)
+    found = picture[-128:, 2 * 132:2 * 132 + 128, 0]
+    assert found.shape == (128, 128) and found[50, 50] == 255 and found[50, 75] == 0
 
 
 def test_the_whole_benchmark_in_little(monkeypatch, tmp_path, capsys):

@@ -15,6 +15,9 @@ from sklearn.metrics import average_precision_score
 from torch import Tensor
 
 from anomaly.crop import box
+from anomaly.dataset import read_example
+from anomaly.output.files import replacing, write_image
+from anomaly.output.sheets import mask_pixels, sheet, to_pixels
 from anomaly.output.synthetic.demo import FRAME
 from anomaly.output.synthetic.pictures import draw_scene
 from benchmarks.compositing import Painted, floats, painted_photographs
@@ -24,7 +27,10 @@ from benchmarks.segmenter import Segmenter, fit
 PAINTED, TESTED = 48, 32                # photographs of each defect to train on, to test on
 STEPS, BATCH, WINDOW = 300, 16, 128     # of training; pixels of a side that a detector sees
 SEEDS = (0, 1, 2)
-REAL, PAIRS, PASTED, ADDED = ("real defects", "pairs", "pairs, D(E(y)) pasted into normals", "pairs, the change added")
+REAL, FEW, PAIRS, BOTH, PASTED, ADDED = KINDS = (
+    f"{PAINTED} real defects", "the photographs learned from", "pairs", "pairs and the photographs learned from",
+    "pairs, D(E(y)) pasted into normals", "pairs, the change added")
+SHOWN = 4                               # real photographs of each defect in the picture
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,11 @@ class Examples:
         cuts = [corner(self.looks[n], by) for n, by in zip(i, moved)]
         return tuple(torch.stack([values[n][..., y:y + WINDOW, x:x + WINDOW] for n, (y, x) in zip(i, cuts)])
                      for values in (self.pictures, self.defects))
+
+
+def joined(*parts: Examples) -> Examples:
+    """All of them."""
+    return Examples(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Examples)))
 
 
 def corner(look: Tensor, moved: Tensor) -> tuple[int, int]:
@@ -78,15 +89,31 @@ class Detectors:
         """Each defect's photographs to test on."""
         return {d.key: painted_photographs(self.bench, None, "report", d, TESTED) for d in self.bench.defects}
 
+    @cached_property
+    def photographs(self) -> Examples:
+        """What the defects were learned from."""
+        pictures, masks = zip(*(read_example(e) for d in self.bench.defects for e in d.examples))
+        masks = torch.from_numpy(np.stack(masks))
+        return Examples(floats(list(pictures)), masks, masks)
+
     def examples(self, trained_on: str) -> tuple[Examples, Examples]:
         """With and without defects."""
-        p, none = self.painted, torch.zeros_like(self.painted.masks)
-        pictures = {REAL: p.real, ADDED: p.ways()["change added"]}
-        normal = [Examples(self.surfaces, none, p.masks)]
-        if trained_on == PASTED:
-            normal.append(Examples(p.nothing, none, p.masks))
-        return (Examples(pictures.get(trained_on, p.painted), p.masks, p.masks),
-                Examples(*(torch.cat([getattr(n, field.name) for n in normal]) for field in fields(Examples))))
+        p, none, few = self.painted, torch.zeros_like(self.painted.masks), self.photographs
+        real, pairs, added = (Examples(x, p.masks, p.masks) for x in (p.real, p.painted, p.ways()["change added"]))
+        surfaces, nothing = (Examples(x, none, p.masks) for x in (self.surfaces, p.nothing))
+        return {REAL: (real, surfaces), FEW: (few, surfaces), PAIRS: (pairs, surfaces),
+                BOTH: (joined(pairs, few), surfaces), PASTED: (pairs, joined(surfaces, nothing)),
+                ADDED: (added, surfaces)}[trained_on]
+
+    def net(self, trained_on: str, seed: int) -> Segmenter:
+        """Trained once, then read."""
+        path = self.bench.folder / f"detector-{trained_on.replace(' ', '-')}-{seed}.pt"
+        if not path.exists():
+            with replacing(path) as temporary:
+                torch.save(self.train(trained_on, seed).state_dict(), temporary)
+        net = Segmenter().eval()
+        net.load_state_dict(torch.load(path, weights_only=True))
+        return net
 
     def train(self, trained_on: str, seed: int) -> Segmenter:
         """Half of each batch shows defects; windows are anywhere round them, and mirrored."""
@@ -101,6 +128,17 @@ class Detectors:
 
         return fit(seed, STEPS, batch, f"training a detector: {trained_on}, seed {seed}")
 
+    @torch.no_grad()
+    def marked(self, net: Segmenter, key: str) -> tuple[Tensor, Tensor, Tensor]:
+        """Windows of a defect's test photographs, kind by kind: real, with D(E(y)) pasted, without defect.
+
+        Pictures (3, n, 3, h, w), masks (n, h, w), what the net makes of them (3, n, h, w) in 0 to 1.
+        """
+        p, every, middle = self.tested[key], torch.arange(TESTED), torch.zeros(TESTED, 2)
+        seen = [Examples(x, p.masks, p.masks).windows(every, middle) for x in (p.real, p.nothing, p.normal)]
+        pictures = torch.stack([pictures for pictures, _ in seen])
+        return pictures, seen[0][1], torch.stack([torch.sigmoid(net(x)) for x in pictures])
+
     def measured(self, trained_on: str, seed: int) -> dict[str, list[float]]:
         """Of each defect: average precision of the pixels of real photographs with the defect and without.
 
@@ -108,25 +146,33 @@ class Detectors:
         """
         key = f"detector/{trained_on}/{seed}/{self.row.key}/{PAINTED}, {STEPS}, {TESTED}"
         if key not in self.bench.found:
-            net, found = self.train(trained_on, seed), {}
-            for name, p in self.tested.items():
-                every, middle = torch.arange(TESTED), torch.zeros(TESTED, 2)
-                seen = [Examples(x, p.masks, p.masks).windows(every, middle) for x in (p.real, p.nothing, p.normal)]
-                with torch.no_grad():
-                    marked = [torch.sigmoid(net(pictures)) for pictures, _ in seen]
-                masks = seen[0][1]
+            net, found = self.net(trained_on, seed), {}
+            for name in self.tested:
+                _, masks, marked = self.marked(net, name)
                 truth = torch.stack([masks, torch.zeros_like(masks)])
-                found[name] = [float(average_precision_score(truth.flatten(), torch.stack(marked[::2]).flatten())),
+                found[name] = [float(average_precision_score(truth.flatten(), marked[::2].flatten())),
                                *(float((m[masks] > 0.5).double().mean()) for m in marked)]
             self.bench.keep(key, found)
         return self.bench.found[key]
 
 
+    def picture(self, trained_on: str) -> np.ndarray:
+        """A row a defect: real photographs, each with its mask and what the first seed's detector makes of it."""
+        net, rows = self.net(trained_on, SEEDS[0]), []
+        for key in self.tested:
+            pictures, masks, marked = self.marked(net, key)
+            tiles = [(to_pixels(x), mask_pixels(m), to_pixels(2 * y.expand(3, -1, -1) - 1))
+                     for x, m, y in zip(pictures[0], masks, marked[0])][:SHOWN]
+            rows.append((f"{key}: real, mask, found by a detector trained on {trained_on}", sum(tiles, ())))
+        return sheet(rows)
+
+
 def detectors(bench: Bench, row: Row) -> Iterator[list[str]]:
-    """A line a way to train and defect; each seed's figure."""
+    """A line a way to train and defect; each seed's figure. Then writes detected.png."""
     trained = Detectors(bench, row)
-    for trained_on in (REAL, PAIRS, PASTED, ADDED):
+    for trained_on in KINDS:
         runs = [trained.measured(trained_on, seed) for seed in SEEDS]
         for defect in bench.defects:
             yield [trained_on, defect.key, *(" / ".join(f"{x:.2f}" for x in column)
                                              for column in zip(*(run[defect.key] for run in runs)))]
+    write_image(bench.folder / "detected.png", trained.picture(PAIRS))
