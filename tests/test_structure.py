@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 RUN_TIME = {"torch", "safetensors", "numpy", "PIL", "einops", "tokenizers", "tqdm"}
-REFERENCES = {"diffusers", "transformers", "scipy"}    # what the extra `test` installs
+REFERENCES = {"diffusers", "transformers", "scipy", "sklearn"}    # what the extra `test` installs
 MAY_IMPORT = {      # folder -> the project's own packages it may use
     "ldm": {"ldm"},
     "weights": {"weights", "ldm"},
