@@ -68,25 +68,31 @@ def painted_photographs(bench: Bench, row: Row | None, label: str, defect: Defec
 
 
 def fine(pictures: Tensor) -> Tensor:
-    """What a mean of 3 x 3 takes away."""
-    return pictures - F.avg_pool2d(F.pad(pictures, (1, 1, 1, 1), mode="reflect"), 3, stride=1)
+    """What a mean of 3 x 3 takes away: (b, 3, h, w), zero at the edge."""
+    return F.pad(pictures[:, :, 1:-1, 1:-1] - F.avg_pool2d(pictures, 3, stride=1), (1, 1, 1, 1))
+
+
+def inner(masks: Tensor) -> Tensor:
+    """The pixels whose 3 x 3 lies in the mask, (b, h, w) bool: across its border, fine is the seam."""
+    return F.max_pool2d((~masks)[:, None].float(), 3, stride=1, padding=1)[:, 0] == 0
 
 
 def fine_energy(pictures: Tensor, masks: Tensor) -> Tensor:
-    """Mean square of fine under each mask, (b,)."""
-    return (fine(pictures).square().mean(dim=1) * masks).sum(dim=(1, 2)) / masks.sum(dim=(1, 2))
+    """Mean square of fine inside each mask (b, h, w), (b,)."""
+    m = inner(masks)
+    return (fine(pictures).square().mean(dim=1) * m).sum(dim=(1, 2)) / m.sum(dim=(1, 2))
 
 
 def shows_through(pictures: Tensor, normal: Tensor, masks: Tensor) -> Tensor:
-    """Correlation of fine with the normal photograph's under each mask, (b,)."""
+    """Correlation of fine with that of the photographs without defect inside each mask, (b,)."""
     return torch.stack([torch.corrcoef(torch.stack([a[:, m].flatten(), b[:, m].flatten()]))[0, 1]
-                        for a, b, m in zip(fine(pictures), fine(normal), masks)])
+                        for a, b, m in zip(fine(pictures), fine(normal), inner(masks))])
 
 
 def compared(bench: Bench, row: Row, defect: Defect) -> dict[str, Numbers]:
     """Of each composite, measured in the photographs themselves."""
     count = bench.scale.single[0]
-    key = f"composites/{defect.key}/{count}/{row.key}/{FAINT}"
+    key = f"composites/{defect.key}/{count}/{row.key}/{FAINT}, inside"
     if key not in bench.found:
         p = painted_photographs(bench, row, "tune", defect, count)
         found = {}

@@ -24,11 +24,11 @@ from anomaly.output.console import Progress
 from anomaly.output.quality import MEASURED, distance
 from anomaly.reweight import constant, difference, paper
 from anomaly.sampler import STEPS, blended_ddim
-from benchmarks.material import encoded
 from benchmarks.compositing import composites
 from benchmarks.detectors import detectors
 from benchmarks.gradients import TIMES as GRADIENTS
 from benchmarks.gradients import noises
+from benchmarks.material import encoded
 from benchmarks.method import BARE, BASE, COLUMNS, COMPARED, PLACES, calibrated, lines, nearest, places
 from benchmarks.painting import Bench, Numbers, Row, Scale
 from benchmarks.sampling import Half, fresh, from_the_surface, trailing
@@ -133,13 +133,14 @@ def main(folder: Path) -> None:
     table(ranking, nearest(bench, "tune", ways(), single))
     table(COLUMNS, lines(bench, "tune", ways(), single, bench.defects))
     table(["defect", "difference", *(f"t = {t}" for t in TIMES)], rankings(bench))
-    own = [BASE, BARE, *calibrated()]
+    constants, maps = calibrated()
+    own = [BASE, BARE, constants, maps]
     table(ranking, nearest(bench, "report", own, main_scale))
-    table([*ranking[:-1], "mean less the constant's"], nearest(bench, "report", own[3:], main_scale, own[2]))
+    table([*ranking[:-1], "mean less the constant's"], nearest(bench, "report", [maps], main_scale, constants))
     table(COLUMNS, lines(bench, "report", own, main_scale, bench.defects))
     table(PLACES, places(bench, (BACKGROUND, WIDE_BACKGROUND)))
     table(["defect", "e_a", *(f"t = {t}" for t in GRADIENTS), "eps and -eps", "two noises"], noises(bench))
     table(["composite", "defect", "colour", "histogram", "contrast", "fine texture", "the surface's texture"],
           composites(bench, BASE))
-    table(["detector trained on", "defect", "average precision", "real defect marked", "D(E(y)) marked",
-           "surface marked"], detectors(bench, BASE))
+    table(["detector trained on", "defect", "average precision", "real defect marked", "its surroundings",
+           "D(E(y))", "no defect"], detectors(bench, BASE))

@@ -97,17 +97,25 @@ class Detectors:
         return Examples(floats(list(pictures)), masks, masks)
 
     def examples(self, trained_on: str) -> tuple[Examples, Examples]:
-        """With and without defects."""
+        """With and without defects. Pairs are painted in the masks and photographs of the real defects of REAL.
+
+        Normals with D(E(y)) are those photographs, too; of PAIRS and photographs as many are drawn.
+        """
         p, none, few = self.painted, torch.zeros_like(self.painted.masks), self.photographs
         real, pairs, added = (Examples(x, p.masks, p.masks) for x in (p.real, p.painted, p.ways()["change added"]))
         surfaces, nothing = (Examples(x, none, p.masks) for x in (self.surfaces, p.nothing))
+        as_many = joined(*[few] * (len(pairs.looks) // len(few.looks)))
         return {REAL: (real, surfaces), FEW: (few, surfaces), PAIRS: (pairs, surfaces),
-                BOTH: (joined(pairs, few), surfaces), PASTED: (pairs, joined(surfaces, nothing)),
+                BOTH: (joined(pairs, as_many), surfaces), PASTED: (pairs, joined(surfaces, nothing)),
                 ADDED: (added, surfaces)}[trained_on]
+
+    def key(self, trained_on: str, seed: int) -> str:
+        """All that a detector is made from."""
+        return f"detector/{trained_on}/{seed}/{self.row.key}/{PAINTED}, {STEPS} x {BATCH}, {WINDOW}"
 
     def net(self, trained_on: str, seed: int) -> Segmenter:
         """Trained once, then read."""
-        path = self.bench.folder / f"detector-{trained_on.replace(' ', '-')}-{seed}.pt"
+        path = self.bench.folder / f"detector-{crc32(self.key(trained_on, seed).encode()):08x}.pt"
         if not path.exists():
             with replacing(path) as temporary:
                 torch.save(self.train(trained_on, seed).state_dict(), temporary)
@@ -128,43 +136,38 @@ class Detectors:
 
         return fit(seed, STEPS, batch, f"training a detector: {trained_on}, seed {seed}")
 
-    @torch.no_grad()
-    def marked(self, net: Segmenter, key: str) -> tuple[Tensor, Tensor, Tensor]:
-        """Windows of a defect's test photographs, kind by kind: real, with D(E(y)) pasted, without defect.
-
-        Pictures (3, n, 3, h, w), masks (n, h, w), what the net makes of them (3, n, h, w) in 0 to 1.
-        """
-        p, every, middle = self.tested[key], torch.arange(TESTED), torch.zeros(TESTED, 2)
-        seen = [Examples(x, p.masks, p.masks).windows(every, middle) for x in (p.real, p.nothing, p.normal)]
-        pictures = torch.stack([pictures for pictures, _ in seen])
-        return pictures, seen[0][1], torch.stack([torch.sigmoid(net(x)) for x in pictures])
-
     def measured(self, trained_on: str, seed: int) -> dict[str, list[float]]:
-        """Of each defect: average precision of the pixels of real photographs with the defect and without.
+        """Of each defect: average precision of the pixels of photographs with the defect and without.
 
-        And which share of the mask is called defect: of a real defect, of D(E(y)) pasted there, of the surface itself.
+        And which share is called defect: of the real defect, of its surroundings, of D(E(y)) in its mask, of
+        photographs without defect.
         """
-        key = f"detector/{trained_on}/{seed}/{self.row.key}/{PAINTED}, {STEPS}, {TESTED}"
+        key = f"{self.key(trained_on, seed)}/tested on {TESTED}"
         if key not in self.bench.found:
             net, found = self.net(trained_on, seed), {}
-            for name in self.tested:
-                _, masks, marked = self.marked(net, name)
-                truth = torch.stack([masks, torch.zeros_like(masks)])
-                found[name] = [float(average_precision_score(truth.flatten(), marked[::2].flatten())),
-                               *(float((m[masks] > 0.5).double().mean()) for m in marked)]
+            for name, p in self.tested.items():
+                real, nothing, bare = (marked(net, x) for x in (p.real, p.nothing, p.normal))
+                truth = torch.stack([p.masks, torch.zeros_like(p.masks)])
+                parts = real[p.masks], real[~p.masks], nothing[p.masks], bare
+                found[name] = [float(average_precision_score(truth.flatten(), torch.stack([real, bare]).flatten())),
+                               *(float((part > 0.5).double().mean()) for part in parts)]
             self.bench.keep(key, found)
         return self.bench.found[key]
-
 
     def picture(self, trained_on: str) -> np.ndarray:
         """A row a defect: real photographs, each with its mask and what the first seed's detector makes of it."""
         net, rows = self.net(trained_on, SEEDS[0]), []
-        for key in self.tested:
-            pictures, masks, marked = self.marked(net, key)
+        for key, p in self.tested.items():
             tiles = [(to_pixels(x), mask_pixels(m), to_pixels(2 * y.expand(3, -1, -1) - 1))
-                     for x, m, y in zip(pictures[0], masks, marked[0])][:SHOWN]
+                     for x, m, y in zip(p.real, p.masks, marked(net, p.real[:SHOWN]))]
             rows.append((f"{key}: real, mask, found by a detector trained on {trained_on}", sum(tiles, ())))
         return sheet(rows)
+
+
+@torch.no_grad()
+def marked(net: Segmenter, pictures: Tensor) -> Tensor:
+    """How sure a detector is of a defect at each pixel of whole photographs: (n, 3, h, w) -> (n, h, w), 0 to 1."""
+    return torch.cat([torch.sigmoid(net(x)) for x in pictures.split(BATCH)])
 
 
 def detectors(bench: Bench, row: Row) -> Iterator[list[str]]:

@@ -32,31 +32,31 @@ def of_samples(sd: StableDiffusion, learner: AnomalyEmbedding, stem: str, views:
     return torch.cat(found).double()
 
 
-def variance(gradients: Tensor) -> float:
-    """Of samples (n, values), summed over the values."""
-    return float(gradients.var(dim=0).sum())
+def variance(gradients: Tensor) -> Tensor:
+    """Of samples (..., n, values), summed over the values: (...)."""
+    return gradients.var(dim=-2).sum(dim=-1)
 
 
-def signal_to_noise(gradients: Tensor) -> float:
-    """|mean|^2 / variance of one sample; variance / n is taken off |mean|^2, as much of it is chance."""
-    return float(gradients.mean(dim=0).square().sum()) / variance(gradients) - 1 / len(gradients)
+def signal_to_noise(gradients: Tensor) -> Tensor:
+    """|mean|^2 / variance of one sample (..., n, values); |mean|^2 less what of it is chance, variance / n: (...)."""
+    return gradients.mean(dim=-2).square().sum(dim=-1) / variance(gradients) - 1 / gradients.shape[-2]
 
 
 def paired(a: Tensor, b: Tensor) -> float:
-    """Variance of a batch's mean, two noises a picture, over that of as large a batch, one a picture.
+    """Variance of a batch's mean, two noises a picture, over that of as large a batch, one a picture; all at one t.
 
-    a, b: gradients of the same pictures with the one noise and with the other. v / n for n samples; for n / 2 pairs
-    that of a pair's mean over n / 2.
+    a, b (T, n, values): gradients of the same pictures with the one noise and with the other; variances are averaged
+    over T. v / n for n samples; for n / 2 pairs that of a pair's mean over n / 2.
     """
-    return 2 * variance((a + b) / 2) / variance(torch.cat([a, b]))
+    return float(2 * variance((a + b) / 2).mean() / variance(torch.cat([a, b], dim=-2)).mean())
 
 
 def measured(bench: Bench, learner: AnomalyEmbedding, defect: Defect, name: str) -> list[float]:
-    """signal_to_noise at each of TIMES; over all, paired with eps and -eps and with two noises.
+    """signal_to_noise at each of TIMES; paired with eps and -eps and with two noises.
 
     The same views and noises for each name.
     """
-    key = f"gradients/{defect.key}/{name}/{len(TIMES)} x {VIEWS}, three noises"
+    key = f"gradients/{defect.key}/{name}/{len(TIMES)} x {VIEWS}, at each t"
     if key not in bench.found:
         views, generator, found = bench.views(0, False)[defect.stem], torch.Generator().manual_seed(0), []
         with Progress(f"gradients: {defect.key}, {name}", len(TIMES)) as progress:
@@ -65,9 +65,8 @@ def measured(bench: Bench, learner: AnomalyEmbedding, defect: Defect, name: str)
                 eps, other = torch.randn((2, VIEWS, *views.latents.shape[1:]), generator=generator)
                 found.append(torch.stack([of_samples(bench.sd, learner, defect.stem, views, i, t, noise)
                                           for noise in (eps, -eps, other)]))
-        signals = [signal_to_noise(at_t[0]) for at_t in found]
-        plus, minus, other = torch.cat(found, dim=1)
-        bench.keep(key, [*signals, paired(plus, minus), paired(plus, other)])
+        plus, minus, other = torch.stack(found, dim=1)
+        bench.keep(key, [*signal_to_noise(plus).tolist(), paired(plus, minus), paired(plus, other)])
     return bench.found[key]
 
 
