@@ -267,7 +267,10 @@ def test_fine_texture_is_what_the_eye_sees_and_no_slope(flat):
     assert float(compositing.fine_energy(patch, m).max()) < 1e-10     # a seam is no texture
     edge = torch.zeros_like(m)
     edge[:, :9] = True
-    assert float(compositing.fine_energy(0 * slope + 0.5, edge).max()) < 1e-10      # nor is the picture's edge
+    # Nor is the picture's edge: a mask there is measured as far as a 3 x 3 reaches.
+    assert float(compositing.fine_energy(board, edge)[0]) == pytest.approx((0.1 * 4 / 3) ** 2, rel=1e-3)
+    with pytest.raises(ValueError, match="thinner than 3 pixels"):
+        compositing.fine_energy(board, edge & (torch.arange(64)[:, None] < 2))
     # A stripe of +-0.1 has a mean of a third of that, with the other sign, over 3 columns.
     assert torch.allclose(compositing.fine_energy(board, m), torch.tensor((0.1 * 4 / 3) ** 2), rtol=1e-3)
     assert compositing.shows_through(flat.normal + slope, flat.normal, m).tolist() == pytest.approx([1, 1], abs=1e-3)
@@ -302,6 +305,9 @@ def test_windows_lie_round_the_mask_and_inside_the_picture():
     assert detectors.corner(looks[0], torch.zeros(2)) == (46, 56)
     assert detectors.corner(looks[0], torch.tensor([0.5, -0.5])) == (78, 24)
     assert detectors.corner(looks[1], torch.zeros(2)) == (0, 128)
+    wide = torch.zeros(160, 400, dtype=torch.bool)
+    wide[150:, 390:] = True
+    assert detectors.corner(wide, torch.zeros(2)) == (32, 272)
     pictures = torch.arange(2.0 * 3 * 256 * 256).view(2, 3, 256, 256)
     images, masks = detectors.Examples(pictures, looks, looks).windows(torch.tensor([1, 0]), torch.zeros(2, 2))
     assert torch.equal(images[1], pictures[0, :, 46:174, 56:184]) and torch.equal(masks[1], looks[0, 46:174, 56:184])
@@ -313,13 +319,14 @@ def test_detectors_learn_from_what_their_names_say(flat):
     few = detectors.Examples(*(x[:1] for x in (flat.real_seen, flat.masks, flat.masks)))
     trained.__dict__ |= {"painted": flat, "surfaces": torch.zeros(2, 3, 64, 64), "photographs": few}
     shown = {name: trained.examples(name) for name in detectors.KINDS}
-    pictures = {detectors.REAL: [flat.real], detectors.FEW: [few.pictures], detectors.PAIRS: [flat.painted],
+    pictures = {detectors.REAL: [flat.real], detectors.SEEN: [flat.real_seen], detectors.FEW: [few.pictures], detectors.PAIRS: [flat.painted],
                 detectors.BOTH: [flat.painted, few.pictures, few.pictures], detectors.PASTED: [flat.painted],
                 detectors.ADDED: [flat.ways()["change added"]]}
     masks = {detectors.FEW: [flat.masks[:1]], detectors.BOTH: [flat.masks, flat.masks[:1], flat.masks[:1]]}
     for name, (defects, without) in shown.items():
         assert torch.equal(defects.pictures, torch.cat(pictures[name])), name
         assert torch.equal(defects.defects, torch.cat(masks.get(name, [flat.masks]))), name
+        assert torch.equal(defects.looks, defects.defects) and without.looks.any(dim=2).any(dim=1).all()
         surfaces = [trained.surfaces, *[flat.nothing] * (name == detectors.PASTED)]
         assert torch.equal(without.pictures, torch.cat(surfaces)) and not without.defects.any(), name
 
@@ -335,15 +342,37 @@ def test_what_a_detector_marks_is_told_of_each_kind_of_photograph(monkeypatch):
     real[:, :, 20:40, 40:70] = 1        # three quarters of the mask
     real[1, :, 60:62, 0:100] = 1        # 200 pixels outside
     nothing[:, :, 20:30, 40:80] = 1     # half
+    bare[1, :, 5, 5] = 1                # a false alarm in one of two
     trained.__dict__ |= {"tested": {"wood/burn": compositing.Painted(masks, bare, real, bare, nothing, real)},
                          "net": lambda trained_on, seed: lambda x: 20 * x[:, 0] - 10}
     monkeypatch.setattr(detectors, "BATCH", 1)
     precision, *marked = trained.measured(detectors.PAIRS, 0)["wood/burn"]
-    assert marked == pytest.approx([0.75, 200 / (2 * (64 * 128 - 800)), 0.5, 0])
-    # Marked first, at a precision of 1200 / 1400; then all the rest, at that of the mask in all pixels.
-    assert precision == pytest.approx(0.75 * 1200 / 1400 + 0.25 * 1600 / (4 * 64 * 128), abs=1e-6)
+    assert marked == pytest.approx([0.75, 200 / (2 * (64 * 128 - 800)), 0.5, 0.5])
+    # Marked first, at a precision of 1200 / 1401; then all the rest, at that of the mask in all pixels.
+    assert precision == pytest.approx(0.75 * 1200 / 1401 + 0.25 * 1600 / (4 * 64 * 128), abs=1e-6)
     found = trained.picture(detectors.PAIRS)[16:16 + 64, 2 * 132:2 * 132 + 128, 0]
     assert found[30, 50] == 255 and found[30, 75] == 0
+
+
+def test_half_of_a_detectors_batch_shows_defects_mirrored_as_their_masks_are(monkeypatch):
+    masks = torch.zeros(2, 256, 256, dtype=torch.bool)
+    masks[:, 100:120, 95:125] = masks[:, 100:106, 85:95] = True     # its box lacks the corner at the bottom left
+    marked = torch.where(masks[:, None], 1.0, -1.0).expand(-1, 3, -1, -1)
+    trained = detectors.Detectors(None, None)
+    plain = detectors.Examples(torch.full_like(marked, 0.5), torch.zeros_like(masks), masks)
+    monkeypatch.setattr(trained, "examples", lambda name: (detectors.Examples(marked, masks, masks), plain))
+    monkeypatch.setattr(detectors, "fit", lambda seed, steps, batch, name: torch.manual_seed(seed) and batch)
+    batch, lacking = trained.train(detectors.PAIRS, 0), set()
+    for _ in range(12):
+        pictures, defects = batch()
+        shown = pictures[:, 0] == 1
+        assert torch.equal(shown.float(), defects) and pictures.shape == (detectors.BATCH, 3, 128, 128)
+        assert shown.flatten(1).any(dim=1).tolist() == [True] * 8 + [False] * 8
+        assert (pictures[8:] == 0.5).all()
+        for mask in shown[:8]:
+            rows, columns = (mask.any(dim=d).nonzero().flatten()[[0, -1]] for d in (1, 0))
+            lacking.add(tuple((~mask[rows][:, columns]).flatten().tolist()))
+    assert lacking == {tuple(n == corner for n in range(4)) for corner in range(4)}     # mirrored in all ways
 
 
 def test_a_detector_made_otherwise_is_trained_again(monkeypatch, tmp_path):

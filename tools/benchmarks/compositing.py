@@ -73,8 +73,14 @@ def fine(pictures: Tensor) -> Tensor:
 
 
 def inner(masks: Tensor) -> Tensor:
-    """The pixels whose 3 x 3 lies in the mask, (b, h, w) bool: across its border, fine is the seam."""
-    return F.max_pool2d((~masks)[:, None].float(), 3, stride=1, padding=1)[:, 0] == 0
+    """The pixels whose 3 x 3 lies in the mask and in the picture, (b, h, w) bool: across a border, fine is the seam.
+
+    ValueError if a mask is so thin that it has none.
+    """
+    found = F.max_pool2d(F.pad((~masks)[:, None].float(), (1, 1, 1, 1), value=1.0), 3, stride=1)[:, 0] == 0
+    if not found.flatten(1).any(dim=1).all():
+        raise ValueError("a mask is thinner than 3 pixels; its texture cannot be measured")
+    return found
 
 
 def fine_energy(pictures: Tensor, masks: Tensor) -> Tensor:

@@ -142,5 +142,5 @@ def main(folder: Path) -> None:
     table(["defect", "e_a", *(f"t = {t}" for t in GRADIENTS), "eps and -eps", "two noises"], noises(bench))
     table(["composite", "defect", "colour", "histogram", "contrast", "fine texture", "the surface's texture"],
           composites(bench, BASE))
-    table(["detector trained on", "defect", "average precision", "real defect marked", "its surroundings",
-           "D(E(y))", "no defect"], detectors(bench, BASE))
+    table(["detector trained on", "defect", "average precision", "real defect marked", "rest of it",
+           "D(E(y))", "false alarms"], detectors(bench, BASE))

@@ -27,9 +27,9 @@ from benchmarks.segmenter import Segmenter, fit
 PAINTED, TESTED = 48, 32                # photographs of each defect to train on, to test on
 STEPS, BATCH, WINDOW = 300, 16, 128     # of training; pixels of a side that a detector sees
 SEEDS = (0, 1, 2)
-REAL, FEW, PAIRS, BOTH, PASTED, ADDED = KINDS = (
-    f"{PAINTED} real defects", "the photographs learned from", "pairs", "pairs and the photographs learned from",
-    "pairs, D(E(y)) pasted into normals", "pairs, the change added")
+REAL, SEEN, FEW, PAIRS, BOTH, PASTED, ADDED = KINDS = (
+    f"{PAINTED} real defects", f"{PAINTED} real defects, put through the VAE", "the photographs learned from", "pairs",
+    "pairs and the photographs learned from", "pairs, D(E(y)) pasted into normals", "pairs, the change added")
 SHOWN = 4                               # real photographs of each defect in the picture
 
 
@@ -57,7 +57,8 @@ def corner(look: Tensor, moved: Tensor) -> tuple[int, int]:
     """First row and column of the window round a mask's box, kept inside the picture."""
     left, top, right, bottom = box(look.numpy())
     middle = torch.tensor([top + bottom, left + right]) / 2
-    row, column = (middle + (moved - 1) * WINDOW / 2).round().long().clamp(0, len(look) - WINDOW).tolist()
+    first = (middle + (moved - 1) * WINDOW / 2).round().long()
+    row, column = first.clamp(torch.zeros_like(first), torch.tensor(look.shape) - WINDOW).tolist()
     return row, column
 
 
@@ -102,10 +103,11 @@ class Detectors:
         Normals with D(E(y)) are those photographs, too; of PAIRS and photographs as many are drawn.
         """
         p, none, few = self.painted, torch.zeros_like(self.painted.masks), self.photographs
-        real, pairs, added = (Examples(x, p.masks, p.masks) for x in (p.real, p.painted, p.ways()["change added"]))
+        real, seen, pairs, added = (Examples(x, p.masks, p.masks) for x in (
+            p.real, p.real_seen, p.painted, p.ways()["change added"]))
         surfaces, nothing = (Examples(x, none, p.masks) for x in (self.surfaces, p.nothing))
         as_many = joined(*[few] * (len(pairs.looks) // len(few.looks)))
-        return {REAL: (real, surfaces), FEW: (few, surfaces), PAIRS: (pairs, surfaces),
+        return {REAL: (real, surfaces), SEEN: (seen, surfaces), FEW: (few, surfaces), PAIRS: (pairs, surfaces),
                 BOTH: (joined(pairs, as_many), surfaces), PASTED: (pairs, joined(surfaces, nothing)),
                 ADDED: (added, surfaces)}[trained_on]
 
@@ -139,16 +141,16 @@ class Detectors:
     def measured(self, trained_on: str, seed: int) -> dict[str, list[float]]:
         """Of each defect: average precision of the pixels of photographs with the defect and without.
 
-        And which share is called defect: of the real defect, of its surroundings, of D(E(y)) in its mask, of
-        photographs without defect.
+        And which share is called defect: of the real defect, of the rest of its photograph, of D(E(y)) in its mask;
+        and the share of photographs without defect in which any pixel is.
         """
-        key = f"{self.key(trained_on, seed)}/tested on {TESTED}"
+        key = f"{self.key(trained_on, seed)}/tested on {TESTED}, false alarms"
         if key not in self.bench.found:
             net, found = self.net(trained_on, seed), {}
             for name, p in self.tested.items():
                 real, nothing, bare = (marked(net, x) for x in (p.real, p.nothing, p.normal))
                 truth = torch.stack([p.masks, torch.zeros_like(p.masks)])
-                parts = real[p.masks], real[~p.masks], nothing[p.masks], bare
+                parts = real[p.masks], real[~p.masks], nothing[p.masks], bare.amax(dim=(1, 2))
                 found[name] = [float(average_precision_score(truth.flatten(), torch.stack([real, bare]).flatten())),
                                *(float((part > 0.5).double().mean()) for part in parts)]
             self.bench.keep(key, found)
