@@ -165,7 +165,8 @@ def test_a_way_to_learn_differs_from_its_other_seeds_by_the_seed_alone():
 def test_losses_with_a_wrong_mask_are_told_in_the_mask_and_outside(sd, monkeypatch):
     bench, burn = object.__new__(painting.Bench), Defect("wood", "burn", ())
     bench.sd, bench.size, bench.scale = sd, 128, method.Scale(main=(2, 1))
-    bench.found, bench.keep, bench.learners, bench.to_rgb = {}, lambda key, value: None, {"learned": None}, None
+    bench.found, bench.learners, bench.to_rgb = {}, {"learned": None}, None
+    bench.keep = bench.found.__setitem__
     scene = painting.material(sd, "test", "wood", "burn", 2, 128)
     for name, value in {"material": (scene, None), "settled": replace(method.BARE)}.items():
         monkeypatch.setattr(bench, name, lambda *args, value=value: value, raising=False)
@@ -333,7 +334,8 @@ def test_detectors_learn_from_what_their_names_say(flat):
 
 def test_what_a_detector_marks_is_told_of_each_kind_of_photograph(monkeypatch):
     bench = object.__new__(painting.Bench)
-    bench.found, bench.keep = {}, lambda key, value: bench.found.update({key: value})
+    bench.found = {}
+    bench.keep = bench.found.__setitem__
     trained = detectors.Detectors(bench, method.BASE)
     masks = torch.zeros(2, 64, 128, dtype=torch.bool)
     masks[:, 20:40, 40:80] = True

@@ -3,7 +3,7 @@
     python tools/bench.py parity      every part against diffusers and transformers at full size; loading
     python tools/bench.py checkpoint  what the embedded checkpoint can do
     python tools/bench.py method      which parts of the method help; the same line goes on where it was
-    python tools/bench.py details     other seeds, other ways to sample, how differences rank; goes on, too
+    python tools/bench.py details     other seeds, samplers, composites; what a detector learns of pairs; goes on
     python tools/bench.py convergence how soon textual inversion gets where it gets; goes on, too
 """
 
@@ -21,7 +21,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("benchmark", choices=["parity", "checkpoint", "method", "details", "convergence"],
                         help="parity: every part of Stable Diffusion against diffusers and transformers, 16 GiB of "
                         "memory, 20 GB of disk; checkpoint: what the embedded one can do; method: which parts of the "
-                        "method help; details: other seeds, other ways to sample; "
+                        "method help; details: other seeds, samplers and composites, what a detector learns of pairs; "
                         "convergence: how soon textual inversion gets where it gets")
     parser.add_argument("--quick", action="store_true", help="method: on few scenes, three photographs a "
                         "defect learned for 10 steps each: to see that it runs")

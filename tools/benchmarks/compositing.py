@@ -13,6 +13,7 @@ from torch import Tensor
 
 from anomaly.crop import defect_crop
 from anomaly.dataset import Defect
+from anomaly.output.console import Progress
 from anomaly.output.composite import composite
 from anomaly.output.quality import colour_share, contrast_energy, contrast_ratio, histogram_share, share
 from anomaly.output.synthetic.demo import FRAME
@@ -20,7 +21,7 @@ from benchmarks.material import material, scenes
 from benchmarks.painting import Bench, Numbers, Row
 from benchmarks.tables import interval, shown
 
-FAINT = 0.1             # change, of values from -1 to 1, over which the mixed composite forgets the surface by a factor e
+FAINT = 0.1     # change, of values from -1 to 1, over which the mixed composite forgets the surface by a factor of e
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,9 @@ def painted_photographs(bench: Bench, row: Row | None, label: str, defect: Defec
     pictures = seen.normal_seen
     if row:
         row = bench.settled(row, defect)
-        pictures = bench.paint(row, seen, bench.context(row, defect, seen), 0)
+        with Progress(f"painting {count} photographs: {defect.key}", 1) as progress:
+            pictures = bench.paint(row, seen, bench.context(row, defect, seen), 0)
+            progress.step()
     masks, columns = [], []
     for i, scene in zip(range(count), scenes(label, defect.object, defect.name)):
         real, mask = scene.render(FRAME)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from anomaly.crop import box
 from anomaly.dataset import read_example
+from anomaly.output.console import Progress
 from anomaly.output.files import replacing, write_image
 from anomaly.output.sheets import mask_pixels, sheet, to_pixels
 from anomaly.output.synthetic.demo import FRAME
@@ -42,7 +43,7 @@ class Examples:
     looks: Tensor
 
     def windows(self, i: Tensor, moved: Tensor) -> tuple[Tensor, Tensor]:
-        """Squares of WINDOW pixels of pictures and defects i round where to look, moved (n, 2) by halves of a window."""
+        """Squares of WINDOW pixels of pictures and defects i where to look, moved (n, 2) by halves of a window."""
         cuts = [corner(self.looks[n], by) for n, by in zip(i, moved)]
         return tuple(torch.stack([values[n][..., y:y + WINDOW, x:x + WINDOW] for n, (y, x) in zip(i, cuts)])
                      for values in (self.pictures, self.defects))
@@ -139,20 +140,13 @@ class Detectors:
         return fit(seed, STEPS, batch, f"training a detector: {trained_on}, seed {seed}")
 
     def measured(self, trained_on: str, seed: int) -> dict[str, list[float]]:
-        """Of each defect: average precision of the pixels of photographs with the defect and without.
-
-        And which share is called defect: of the real defect, of the rest of its photograph, of D(E(y)) in its mask;
-        and the share of photographs without defect in which any pixel is.
-        """
+        """The scores of each defect."""
         key = f"{self.key(trained_on, seed)}/tested on {TESTED}, false alarms"
         if key not in self.bench.found:
             net, found = self.net(trained_on, seed), {}
-            for name, p in self.tested.items():
-                real, nothing, bare = (marked(net, x) for x in (p.real, p.nothing, p.normal))
-                truth = torch.stack([p.masks, torch.zeros_like(p.masks)])
-                parts = real[p.masks], real[~p.masks], nothing[p.masks], bare.amax(dim=(1, 2))
-                found[name] = [float(average_precision_score(truth.flatten(), torch.stack([real, bare]).flatten())),
-                               *(float((part > 0.5).double().mean()) for part in parts)]
+            with Progress(f"testing the detector: {trained_on}, seed {seed}", len(self.tested)) as progress:
+                for name, p in progress.each(self.tested.items()):
+                    found[name] = scores(net, p)
             self.bench.keep(key, found)
         return self.bench.found[key]
 
@@ -170,6 +164,19 @@ class Detectors:
 def marked(net: Segmenter, pictures: Tensor) -> Tensor:
     """How sure a detector is of a defect at each pixel of whole photographs: (n, 3, h, w) -> (n, h, w), 0 to 1."""
     return torch.cat([torch.sigmoid(net(x)) for x in pictures.split(BATCH)])
+
+
+def scores(net: Segmenter, p: Painted) -> list[float]:
+    """Average precision of the pixels of photographs with the defect and without.
+
+    And which share is called defect: of the real defect, of the rest of its photograph, of D(E(y)) in its mask; and
+    the share of photographs without defect in which any pixel is.
+    """
+    real, nothing, bare = (marked(net, x) for x in (p.real, p.nothing, p.normal))
+    truth = torch.stack([p.masks, torch.zeros_like(p.masks)])
+    parts = real[p.masks], real[~p.masks], nothing[p.masks], bare.amax(dim=(1, 2))
+    return [float(average_precision_score(truth.flatten(), torch.stack([real, bare]).flatten())),
+            *(float((part > 0.5).double().mean()) for part in parts)]
 
 
 def detectors(bench: Bench, row: Row) -> Iterator[list[str]]:

@@ -1,4 +1,4 @@
-"""How noisy the gradient of textual inversion is, for bench.py details: at which timesteps, and with -eps beside eps."""
+"""How noisy the gradient of textual inversion is, for bench.py details: at which t, and with -eps beside eps."""
 
 from collections.abc import Iterator
 

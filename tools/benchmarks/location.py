@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from anomaly.dataset import Defect
+from anomaly.output.console import Progress
 from anomaly.output.generate import context_of
 from anomaly.output.quality import intersection_over_union, place
 from anomaly.sampler import STEPS, Guidance, guided
@@ -37,16 +38,13 @@ def scenes_of(bench: Bench, variant: str, defect: Defect) -> Material:
 
 
 @torch.no_grad()
-def location(bench: Bench, variant: str, defect: Defect) -> Numbers:
+def measured(bench: Bench, variant: str, defect: Defect) -> Numbers:
     """Of each scene: the losses in the mask and outside it, with e_s of it, of its mirror image, of the next scene's.
 
     The same t and noise in all three, and the guidance of what the tools learned. And how much more an unblended
     painting changes the mask without its mirror image than the mirror image without the mask, with e_s of the one
     and of the other. And the overlap (IoU) of the mask and its mirror image.
     """
-    key = f"location/{defect.key}/{bench.scale.main[0]}/{variant}/in and outside the mask/{STEPS} steps"
-    if key in bench.found:
-        return bench.found[key]
     sd, scene = bench.sd, scenes_of(bench, variant, defect)
     learner, masks, mirrored = bench.learners[variant], scene.masks, scene.masks.flip(2)
     guidance = bench.settings(bench.settled(Row(""), defect)).guidance
@@ -71,5 +69,14 @@ def location(bench: Bench, variant: str, defect: Defect) -> Numbers:
         parts = zip(*(x.split(BATCH) for x in (y_0, eps, contexts[name])))
         pictures = torch.cat([sd.vae.decode(unblended(sd, *part, guidance)) for part in parts])
         numbers[f"change, {name}"] = place(pictures, scene.normal_seen, here, there).tolist()
-    bench.keep(key, numbers)
     return numbers
+
+
+def location(bench: Bench, variant: str, defect: Defect) -> Numbers:
+    """What `measured` finds; measured once, then read."""
+    key = f"location/{defect.key}/{bench.scale.main[0]}/{variant}/in and outside the mask/{STEPS} steps"
+    if key not in bench.found:
+        with Progress(f"place: {defect.key}, {variant}", 1) as progress:
+            bench.keep(key, measured(bench, variant, defect))
+            progress.step()
+    return bench.found[key]
