@@ -78,17 +78,24 @@ def masked_loss(out: Tensor, target: Tensor, cells: Tensor, background: float = 
     return loss + background * masked_losses(out, target, ~cells).mean() if background else loss
 
 
-def backward(loss: Tensor, out: Tensor, parameters: list[nn.Parameter]) -> None:
+def more_precise(dtype: torch.dtype) -> str:
+    """What to do where the frozen model, computed in dtype, gave numbers that are not finite."""
+    return {torch.float16: "use --dtype bf16 or fp32", torch.bfloat16: "use --dtype fp32"}.get(
+        dtype, "the model is in float32 already, so its files or the photographs are at fault")
+
+
+def backward(loss: Tensor, out: Tensor, parameters: list[nn.Parameter], dtype: torch.dtype) -> None:
     """loss.backward() through a frozen U-Net in half precision: fills the parameters' grad, float32.
 
     The loss is a mean, so its gradient at the U-Net's output is small, and on the way to the context it
     would fall below float16's smallest number (6e-8). So it enters the U-Net with a largest entry of about
     INTO_UNET and is divided by the same power of two where it leaves the model: exact in float32, and
-    without the state of a dynamic loss scale. What overflows on the way is sent again, smaller. Raises
-    RuntimeError if the loss is not finite or no scale gives finite gradients.
+    without the state of a dynamic loss scale. What overflows on the way is sent again, smaller. dtype: of the
+    frozen model, for the advice. Raises RuntimeError if the loss is not finite or no scale gives finite
+    gradients, and tells NaN, which no scale can mend, from overflow.
     """
     if not loss.isfinite():
-        raise RuntimeError("the loss is not finite; use --dtype bf16 or fp32")
+        raise RuntimeError(f"the loss is {loss.item()}; {more_precise(dtype)}")
     gradient, = torch.autograd.grad(loss, out)
     largest = float(gradient.abs().max())
     scale = 2.0 ** round(math.log2(INTO_UNET / largest)) if largest > 0 else 1.0
@@ -99,7 +106,9 @@ def backward(loss: Tensor, out: Tensor, parameters: list[nn.Parameter]) -> None:
                 parameter.grad = None if g is None else g / scale       # None: Adam leaves it untouched
             return
         scale /= 2 ** 6
-    raise RuntimeError("the gradients overflow at every scale; use --dtype bf16 or fp32")
+    nan = any(g is not None and bool(g.isnan().any()) for g in found)
+    raise RuntimeError(f"the gradients {'are NaN' if nan else 'overflow'} at each of {RETRIES} scales, "
+                       f"the loss is {loss.item():g}; {more_precise(dtype)}")
 
 
 def rate(step: int) -> float:
@@ -138,7 +147,7 @@ def gradients(sd: StableDiffusion, views: Views, stem: str, learner: nn.Module,
     vectors = learner(stem, masks)
     out = predict(sd, vectors, z_0, t, eps)
     loss = masked_loss(out, sd.schedule.target(z_0, t, eps), cells, background)
-    backward(loss, out, parameters)
+    backward(loss, out, parameters, sd.dtype)
     return float(loss.detach()), {name: float(v.detach().square().mean().sqrt())
                                   for name, v in vectors.items()}
 

@@ -11,6 +11,17 @@ probabilities by a weight per query position:
 import torch.nn.functional as F
 from einops import einsum, rearrange
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+# All of torch's kernels but cuDNN's, whose backward returns NaN in half precision: torch 2.11 on an H200, with the
+# embedded checkpoint's 24 and 48 channels a head, after some tens of steps of finite gradients.
+KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
+    """softmax(Q K^T / sqrt(d)) V by one of KERNELS: (b, heads, i, d), (b, heads, j, d) twice -> (b, heads, i, d)."""
+    with sdpa_kernel(KERNELS):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
 
 
 class SelfAttention(nn.Module):
@@ -30,7 +41,7 @@ class SelfAttention(nn.Module):
                    for to in (self.to_q, self.to_k, self.to_v))
         if self.upcast:
             q, k, v = q.float(), k.float(), v.float()
-        out = F.scaled_dot_product_attention(q, k, v).to(x.dtype)
+        out = attention(q, k, v).to(x.dtype)
         return self.to_out(rearrange(out, "b h i d -> b i (h d)"))
 
 

@@ -43,6 +43,11 @@ class StableDiffusion:
         return self.unet.conv_in.weight.device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """What the weights are in."""
+        return self.unet.conv_in.weight.dtype
+
+    @property
     def native_size(self) -> int:
         """Side in pixels of the images the model was trained on: 512, or 768 for the v models of SD 2.x."""
         return self.unet.config.sample_size * self.vae.config.factor

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ldm.attention import attention
 from ldm.config import TextConfig
 
 NORM_EPS = 1e-5     # "layer_norm_eps" of both published encoders
@@ -29,7 +30,7 @@ class CausalSelfAttention(nn.Module):
         q, k, v = (rearrange(proj(x), "b j (h d) -> b h j d", h=self.heads)
                    for proj in (self.q_proj, self.k_proj, self.v_proj))
         # No padding mask: SD was trained with the padding attended to, under the causal mask only.
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        out = attention(q, k, v, causal=True)
         return self.out_proj(rearrange(out, "b h j d -> b j (h d)"))
 
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ldm.attention import attention
 from ldm.blocks import Downsample, ResnetBlock, Upsample
 from ldm.config import VAEConfig
 
@@ -35,7 +36,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = rearrange(self.group_norm(x), "b c h w -> b 1 (h w) c")
-        out = F.scaled_dot_product_attention(self.to_q(h), self.to_k(h), self.to_v(h))
+        out = attention(self.to_q(h), self.to_k(h), self.to_v(h))
         return x + rearrange(self.to_out(out), "b 1 (h w) c -> b c h w", h=x.shape[2])
 
 

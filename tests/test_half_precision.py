@@ -14,7 +14,7 @@ from torch.nn.functional import cosine_similarity
 from anomaly import train
 from anomaly.dataset import Defect
 from anomaly.embedding import AnomalyEmbedding
-from anomaly.train import Views, backward, gradients, masked_loss, predict
+from anomaly.train import Views, backward, gradients, masked_loss, predict, textual_inversion
 from benchmarks import parity
 from benchmarks.random_models import SMALL, small_vae
 from ldm.attention import CrossAttention, FeedForward, SelfAttention
@@ -166,12 +166,39 @@ def test_logits_beyond_float16_need_and_get_float32(kind):
 def test_a_self_attention_asks_for_float32_where_the_configuration_does(monkeypatch, upcast, dtype):
     seen, own = [], F.scaled_dot_product_attention
 
-    def record(q, k, v):
+    def record(q, k, v, **options):
         seen.append((q.dtype, k.dtype, v.dtype))
-        return own(q, k, v)
+        return own(q, k, v, **options)
     monkeypatch.setattr(F, "scaled_dot_product_attention", record)
     out = SelfAttention(8, 2, upcast).half()(torch.randn(1, 5, 8, generator=generator()).half())
     assert seen == [(dtype, dtype, dtype)] and out.dtype == torch.float16
+
+
+@pytest.mark.parametrize("module, shape", [
+    (lambda: SelfAttention(8, 2), (1, 5, 8)), (lambda: Attention(8, 4), (1, 8, 3, 4)),
+    (lambda: EncoderLayer(TextConfig(width=8, heads=2, mlp_width=16)), (1, 5, 8))])
+def test_no_attention_may_take_cudnns_kernel_and_the_choice_ends_with_the_call(monkeypatch, module, shape):
+    """Its backward returns NaN on an H200: flash, memory-efficient and plain kernels are left."""
+    seen, own, flags = [], F.scaled_dot_product_attention, torch.backends.cuda
+
+    def record(*args, **options):
+        seen.append((flags.cudnn_sdp_enabled(), flags.flash_sdp_enabled(), flags.mem_efficient_sdp_enabled(),
+                     flags.math_sdp_enabled()))
+        return own(*args, **options)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", record)
+    module()(torch.randn(shape))
+    assert seen == [(False, True, True, True)] and flags.cudnn_sdp_enabled()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("dtype", HALF)
+def test_sixty_steps_of_the_embedded_checkpoint_in_half_precision_on_cuda(dtype):
+    sd, data = load("tiny", "cuda", dtype), small_views()
+    data = Views(torch.randn(2, 4, 32, 32, generator=generator()), *(
+        x.repeat_interleave(2, 1).repeat_interleave(2, 2) for x in (data.cells, data.cells)))
+    learner = AnomalyEmbedding(sd, [DEFECT], 0)
+    records = list(textual_inversion(sd, {DEFECT.stem: data}, learner, torch.optim.Adam(learner.rates(sd)), 0, 60, 4, 0))
+    assert len(records) == 60 and all(0 < record.loss < 10 for record in records)
 
 
 def small_views(size=128):
@@ -235,7 +262,7 @@ def test_the_scale_changes_no_bit_of_a_float32_gradient(folders):
         return masked_loss(out, sd.schedule.target(views.latents, t, eps), views.cells), out
 
     loss, out = loss_of()
-    backward(loss, out, parameters)
+    backward(loss, out, parameters, sd.dtype)
     found = [parameter.grad.clone() for parameter in parameters]
     expected = torch.autograd.grad(loss_of()[0], parameters)
     assert all(torch.equal(f, e) for f, e in zip(found, expected))
@@ -256,23 +283,28 @@ class Amplifier(nn.Module):
 def test_a_gradient_that_overflows_is_sent_again_smaller():
     module = Amplifier(2.0 ** 10)
     out = module.out()
-    backward((out - 1).square().mean(), out, [module.vector])
+    backward((out - 1).square().mean(), out, [module.vector], torch.float16)
     torch.testing.assert_close(module.vector.grad, torch.tensor([-0.5, -1.25]), rtol=1e-3, atol=0)
     assert 1.25 * module.gain < 65504 < train.INTO_UNET * module.gain   # the first scale overflows, 1 does not
 
 
-def test_a_gradient_that_no_scale_saves_is_refused():
-    vector = nn.Parameter(torch.tensor([0.0]))
-    out = vector.sqrt()     # the slope at 0 is infinite
-    with pytest.raises(RuntimeError, match="overflow at every scale; use --dtype bf16 or fp32"):
-        backward((out - 1).square().mean(), out, [vector])
+@pytest.mark.parametrize("slope, what", [(torch.inf, "overflow"), (torch.nan, "are NaN")])
+@pytest.mark.parametrize("dtype, remedy", [
+    (torch.float16, "use --dtype bf16 or fp32"), (torch.bfloat16, "use --dtype fp32"), (torch.float32, "float32 already")])
+def test_a_gradient_that_no_scale_saves_is_refused_with_what_was_not_tried(slope, what, dtype, remedy):
+    vector = nn.Parameter(torch.tensor([1.0]))
+    inner = vector * 2
+    inner.register_hook(lambda gradient: gradient * slope)
+    out = inner * 2
+    with pytest.raises(RuntimeError, match=f"the gradients {what} at each of 4 scales, the loss is 9; .*{remedy}"):
+        backward((out - 1).square().mean(), out, [vector], dtype)
 
 
 def test_a_loss_that_is_not_finite_is_refused_before_it_is_learned_from():
     vector = nn.Parameter(torch.tensor([1.0]))
     out = vector * torch.inf
-    with pytest.raises(RuntimeError, match="the loss is not finite; use --dtype bf16 or fp32"):
-        backward(out.square().mean(), out, [vector])
+    with pytest.raises(RuntimeError, match="the loss is inf; use --dtype bf16 or fp32"):
+        backward(out.square().mean(), out, [vector], torch.float16)
     assert vector.grad is None
 
 

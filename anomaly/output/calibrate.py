@@ -20,6 +20,7 @@ from anomaly.output.generate import Settings, context_of, paint_crops
 from anomaly.output.preview import training_views
 from anomaly.output.quality import contrast_energy
 from anomaly.sampler import Guidance
+from anomaly.train import more_precise
 from ldm.model import StableDiffusion
 
 TRIED = 1.0, 2.0        # scales painted with
@@ -74,7 +75,7 @@ def strength_of(sd: StableDiffusion, defect: Defect, learner: AnomalyEmbedding, 
         trials = [replace(settings, guidance=Guidance(scale, uncond)) for scale in scales]
         goal, reached = contrasts(sd, defect, learner, trials)
         if not np.isfinite([goal, *reached]).all():
-            raise RuntimeError(f"{defect.key}: what is painted is not finite; use --dtype bf16 or fp32")
+            raise RuntimeError(f"{defect.key}: what is painted is not finite; {more_precise(sd.dtype)}")
         return goal, reached
 
     goal, reached = painted(*TRIED)
