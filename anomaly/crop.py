@@ -61,12 +61,12 @@ def _start(low: int, high: int, side: int, extent: int, rng: np.random.Generator
     return min(max((low + high - side) // 2, first), last)
 
 
-def defect_crop(mask: np.ndarray, size: int, rng: np.random.Generator | None = None, margin: float = MARGIN) -> Crop:
-    """The crop for a mask (h, w): max(margin x its longer side, size / 4), at most the photograph's
+def defect_crop(mask: np.ndarray, size: int, rng: np.random.Generator | None = None) -> Crop:
+    """The crop for a mask (h, w): max(MARGIN x its longer side, size / 4), at most the photograph's
     longer side. size is the models' image size in pixels. With rng its place is jittered."""
     left, top, right, bottom = box(mask)
     height, width = mask.shape
-    side = min(max(round(margin * max(right - left, bottom - top)), size // 4, 1), max(height, width))
+    side = min(max(round(MARGIN * max(right - left, bottom - top)), size // 4, 1), max(height, width))
     return Crop(_start(left, right, side, width, rng), _start(top, bottom, side, height, rng), side)
 
 

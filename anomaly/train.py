@@ -60,22 +60,15 @@ def encode(sd: StableDiffusion, pictures: Iterable[Cropped]) -> Views:
     return Views(torch.stack(latents), torch.stack(cells), torch.stack(masks))
 
 
-def masked_losses(out: Tensor, target: Tensor, cells: Tensor) -> Tensor:
-    """Each sample's squared error averaged over its own mask, (b,); cells (b, h, w). 0 where nothing is masked."""
-    m = cells[:, None].to(target.dtype)
-    error = (m * (target - out)).square().sum(dim=(1, 2, 3))
-    return error / (m.sum(dim=(1, 2, 3)).clamp_min(1) * target.shape[1])
-
-
-def masked_loss(out: Tensor, target: Tensor, cells: Tensor, background: float = 0.0) -> Tensor:
-    """Mean over the batch of masked_losses, and `background` times that of the cells outside the masks.
+def masked_loss(out: Tensor, target: Tensor, cells: Tensor) -> Tensor:
+    """Each sample's squared error averaged over its own mask, then over the batch; cells (b, h, w), none empty.
 
     departs from the released code: it averages over all cells of the batch, so that a small defect is
-    out-voted by a large one. Every sample has at least one cell. background 0 is the paper's; the masked
-    loss alone never asks where not to paint.
+    out-voted by a large one.
     """
-    loss = masked_losses(out, target, cells).mean()
-    return loss + background * masked_losses(out, target, ~cells).mean() if background else loss
+    m = cells[:, None].to(target.dtype)
+    error = (m * (target - out)).square().sum(dim=(1, 2, 3))
+    return (error / (m.sum(dim=(1, 2, 3)) * target.shape[1])).mean()
 
 
 def more_precise(dtype: torch.dtype) -> str:
@@ -139,14 +132,14 @@ def predict(sd: StableDiffusion, vectors: dict[str, Tensor], z_0: Tensor, t: Ten
 
 
 def gradients(sd: StableDiffusion, views: Views, stem: str, learner: nn.Module,
-              parameters: list[nn.Parameter], batch_size: int, seed: int, step: int,
-              background: float = 0.0) -> tuple[float, dict[str, float]]:
+              parameters: list[nn.Parameter], batch_size: int, seed: int,
+              step: int) -> tuple[float, dict[str, float]]:
     """One batch of a defect, its gradients left in the parameters. -> its loss, the rms of each e."""
     z_0, cells, masks, t, eps = (x.to(sd.device) for x in draw(
         views, batch_size, sd.schedule.config.train_timesteps, seed, step))
     vectors = learner(stem, masks)
     out = predict(sd, vectors, z_0, t, eps)
-    loss = masked_loss(out, sd.schedule.target(z_0, t, eps), cells, background)
+    loss = masked_loss(out, sd.schedule.target(z_0, t, eps), cells)
     backward(loss, out, parameters, sd.dtype)
     return float(loss.detach()), {name: float(v.detach().square().mean().sqrt())
                                   for name, v in vectors.items()}
@@ -154,11 +147,11 @@ def gradients(sd: StableDiffusion, views: Views, stem: str, learner: nn.Module,
 
 def textual_inversion(sd: StableDiffusion, views: dict[str, Views], learner: nn.Module,
                       optimizer: torch.optim.Optimizer, start: int, end: int, batch_size: int,
-                      seed: int, background: float = 0.0) -> Iterator[Record]:
+                      seed: int) -> Iterator[Record]:
     """Steps start..end-1, each on a batch of one defect, in turn; yields after every step.
 
     learner(stem, masks) gives the vectors in their order in the prompt; its parameters are the
-    optimizer's. background: of masked_loss. What has been yielded is complete: the caller may save between steps.
+    optimizer's. What has been yielded is complete: the caller may save between steps.
     """
     stems, word = list(views), word_rms(sd)
     rates = [group["lr"] for group in optimizer.param_groups]
@@ -167,6 +160,6 @@ def textual_inversion(sd: StableDiffusion, views: dict[str, Views], learner: nn.
         stem = stems[step % len(stems)]
         for group, base in zip(optimizer.param_groups, rates):
             group["lr"] = base * rate(step // len(stems))
-        loss, rms = gradients(sd, views[stem], stem, learner, parameters, batch_size, seed, step, background)
+        loss, rms = gradients(sd, views[stem], stem, learner, parameters, batch_size, seed, step)
         optimizer.step()
         yield Record(step + 1, stem, loss, {name: value / word for name, value in rms.items()})

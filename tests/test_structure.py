@@ -18,7 +18,7 @@ MAY_IMPORT = {      # folder -> the project's own packages it may use
     "anomaly/output/synthetic": {"anomaly"},
     "tools": {"anomaly", "ldm", "weights", "benchmarks", "pretraining"},
     "tools/pretraining": {"anomaly", "ldm", "pretraining"},
-    "tools/benchmarks": {"anomaly", "ldm", "weights", "benchmarks", "pretraining", "train_embed", "sample", *REFERENCES},
+    "tools/benchmarks": {"anomaly", "ldm", "weights", "benchmarks", "pretraining", *REFERENCES},
 }
 
 

@@ -69,17 +69,6 @@ def test_a_small_and_a_large_defect_weigh_the_same():
     torch.testing.assert_close(small, large)
 
 
-def test_the_background_term_is_the_same_mean_over_the_cells_outside():
-    torch.manual_seed(0)
-    eps, eps_hat = torch.randn(3, 4, 6, 5), torch.randn(3, 4, 6, 5)
-    cells = torch.rand(3, 6, 5) < 0.3
-    cells[2] = True                 # nothing outside: nothing is added
-    outside = [(e[:, ~m] - h[:, ~m]).square().mean() if (~m).any() else torch.tensor(0.0)
-               for e, h, m in zip(eps, eps_hat, cells)]
-    expected = masked_loss(eps_hat, eps, cells) + 0.3 * torch.stack(outside).mean()
-    torch.testing.assert_close(masked_loss(eps_hat, eps, cells, 0.3), expected)
-
-
 def test_a_one_pixel_mask_still_trains(sd):
     cells = torch.zeros(16, 16, dtype=torch.bool)
     cells[5, 9] = True

@@ -18,7 +18,7 @@ from anomaly.dataset import Defect
 from anomaly.embedding import AnomalyEmbedding
 from anomaly.output.generate import Settings, context_of, paint_crops
 from anomaly.output.preview import training_views
-from anomaly.output.quality import contrast_energy
+from anomaly.output.quality import contrast
 from anomaly.sampler import Guidance
 from anomaly.train import more_precise
 from ldm.model import StableDiffusion
@@ -26,11 +26,6 @@ from ldm.model import StableDiffusion
 TRIED = 1.0, 2.0        # scales painted with
 LARGEST = 4.0           # scale to go to; the smallest is 1, no guidance
 VIEWS, BATCH = 12, 4    # training photographs painted over, and how many at a time
-
-
-def contrast(pictures: Tensor, masks: Tensor) -> float:
-    """Contrast of several pictures together, in units of [-1, 1]: the root of the mean of quality.contrast_energy."""
-    return float(contrast_energy(pictures, masks).mean().clamp_min(0).sqrt())
 
 
 @torch.no_grad()

@@ -96,20 +96,3 @@ def fold(vae: VAE, latents: Tensor) -> None:
     weight = vae.post_quant_conv.weight
     vae.post_quant_conv.bias += weight[:, :, 0, 0] @ mu
     weight *= sigma[None, :, None, None]
-
-
-@torch.no_grad()
-def quality(vae: VAE, pictures: PictureSet, device: str, size: int = 16) -> dict[str, float]:
-    """PSNR in dB of the pictures and inside their masks, and the mean error of an image's mean colour ([-1, 1])."""
-    squares, inside, colours = [], [], []
-    for i in range(0, len(pictures.images), size):
-        image = to_float(pictures.images[i:i + size]).to(device)
-        out = vae.decode(vae.encode(image)[0]).clamp(-1, 1)
-        error = (out - image).square().mean(dim=1)
-        mask = torch.tensor(pictures.masks[i:i + size]).to(device)
-        squares += error.mean(dim=(1, 2)).tolist()
-        inside.append(error[mask].cpu())
-        colours += (out - image).mean(dim=(2, 3)).abs().mean(dim=1).tolist()
-    means = {"PSNR": np.mean(squares), "PSNR in masks": float(torch.cat(inside).mean())}
-    return {name: float(10 * np.log10(4 / mean)) for name, mean in means.items()} | {
-        "colour error": float(np.mean(colours))}
