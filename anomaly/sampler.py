@@ -5,7 +5,8 @@
 y_0 is the latent of the normal photograph, m the mask on the latent grid.
 departs from the released code: eta 0 instead of 1, and the last step ends in y_0 outside the mask; it
 blends before each call and leaves the last one unblended, so the whole image changes.
-departs from the paper: classifier-free guidance, which neither it nor its code uses for anomalies.
+departs from the paper: classifier-free guidance, which neither it nor its code uses for anomalies; and one noise
+for x_T and for every q(y_t | y_0) of a pair, where the paper's q draws anew (measured: no difference).
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +17,6 @@ from torch import Tensor
 
 from anomaly.reweight import difference, pyramid
 from ldm.model import StableDiffusion
-
 
 STEPS = 20      # the tools' default
 
@@ -39,9 +39,10 @@ class Step:
     weight: Tensor | None       # (b, h, w): the w_m that this step was made with
 
 
-def guided(sd: StableDiffusion, x_t: Tensor, t: Tensor, context: Tensor, guidance: Guidance,
+def guided(sd: StableDiffusion, x_t: Tensor, timestep: int, context: Tensor, guidance: Guidance,
            weight_map: list[Tensor] | None = None) -> Tensor:
     """The U-Net's output (b, 4, h, w) under guidance; the unconditional half is weighted with ones."""
+    t = torch.full((len(x_t),), timestep, device=x_t.device)
     if guidance.scale == 1.0:
         return sd.unet(x_t, t, context, weight_map)
     both = torch.cat([guidance.uncond_context.expand_as(context), context])
@@ -56,7 +57,6 @@ def ddim(sd: StableDiffusion, x_T: Tensor, context: Tensor, guidance: Guidance, 
     """Plain DDIM from noise x_T (b, 4, h, w) to latents, ending at alphas_cumprod[0] as published."""
     x_t = x_T
     for t, t_prev in sd.schedule.timesteps(steps):
-        t, t_prev = (torch.full((len(x_t),), v, device=x_t.device) for v in (t, t_prev))
         out = guided(sd, x_t, t, context, guidance)
         x0_hat, eps_hat = sd.schedule.x0_hat(x_t, t, out), sd.schedule.eps_hat(x_t, t, out)
         x_t = sd.schedule.ddim_step(x0_hat, eps_hat, t_prev)
@@ -73,20 +73,18 @@ def blended_ddim(sd: StableDiffusion, y_0: Tensor, m: Tensor, noise: Tensor, con
     re-weighting; the first step has no x0_hat to compare with and is not weighted.
     """
     schedule, inside = sd.schedule, m[:, None]
-    pairs = schedule.timesteps(steps)
+    timesteps = schedule.timesteps(steps)
     weight, maps = None, None
-    # Pure noise inside m, which knows nothing of the normal surface; q(y_T | y_0) is not told from it (docs/method.md).
-    t_first = torch.full((len(y_0),), pairs[0][0], device=y_0.device)
-    x_t = torch.where(inside > 0, noise, schedule.q_sample(y_0, t_first, noise))
-    for n, (t_now, t_next) in enumerate(pairs):
-        t, t_prev = (torch.full((len(y_0),), v, device=y_0.device) for v in (t_now, t_next))
+    # Pure noise inside m, which knows nothing of the normal surface. q(y_T | y_0) there was measured to be as good.
+    x_t = torch.where(inside > 0, noise, schedule.q_sample(y_0, timesteps[0][0], noise))
+    for t, t_prev in timesteps:
         out = guided(sd, x_t, t, context, guidance, maps)
         x0_hat, eps_hat = schedule.x0_hat(x_t, t, out), schedule.eps_hat(x_t, t, out)
-        last = n == len(pairs) - 1
+        last = (t, t_prev) == timesteps[-1]
         painted = x0_hat if last else schedule.ddim_step(x0_hat, eps_hat, t_prev)
         surroundings = y_0 if last else schedule.q_sample(y_0, t_prev, noise)
         x_t = torch.where(inside > 0, painted, surroundings)
-        yield Step(None if last else t_next, x_t, x0_hat, weight)
+        yield Step(None if last else t_prev, x_t, x0_hat, weight)
         if weigh is not None:
             weight = weigh(difference(x0_hat, y_0, m, to_rgb), m)
             maps = pyramid(weight, m, sd.unet.config.levels)

@@ -13,6 +13,8 @@ from einops import einsum, rearrange
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+# latent-diffusion's Normalize() in its attention.py; the resnets round a transformer have 1e-5.
+NORM_EPS = 1e-6
 # All of torch's kernels but cuDNN's, whose backward returns NaN in half precision: torch 2.11 on an H200, with the
 # embedded checkpoint's 24 and 48 channels a head, after some tens of steps of finite gradients.
 KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -125,7 +127,7 @@ class SpatialTransformer(nn.Module):
                  linear: bool = False, upcast: bool = False):
         super().__init__()
         self.linear = linear
-        self.norm = nn.GroupNorm(norm_groups, channels, eps=1e-6)   # 1e-6 here, 1e-5 in the resnets
+        self.norm = nn.GroupNorm(norm_groups, channels, eps=NORM_EPS)
         # The same sum either way; only the published shape differs, [c, c, 1, 1] or [c, c].
         self.proj_in = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
         self.transformer_blocks = nn.ModuleList(

@@ -7,6 +7,7 @@
     image   = sd.vae.decode(latents)                            # (b, 3, f*h, f*w) in [-1, 1]
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +33,8 @@ class StableDiffusion:
     vae: VAE
     schedule: Schedule
     remarks: tuple[str, ...] = ()   # what the loader had to decide, a line each
+    source: str = ""                # what was loaded, for the record
+    fingerprint: Callable[[], str] = str    # of the weights' files: reads them all; "" if there are none
 
     def __post_init__(self) -> None:
         for part in (self.text_encoder, self.unet, self.vae):

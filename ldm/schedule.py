@@ -11,7 +11,7 @@ from ldm.config import ScheduleConfig
 
 
 class Schedule:
-    """q(x_t | x_0), what the U-Net is trained to predict, and the way back."""
+    """q(x_t | x_0), what the U-Net is trained to predict, and the way back. t: (b,), or one for the batch."""
 
     def __init__(self, config: ScheduleConfig = ScheduleConfig()):
         self.config = config
@@ -20,32 +20,32 @@ class Schedule:
                                config.train_timesteps, dtype=torch.float64) ** 2
         self.alphas_cumprod = torch.cumprod(1.0 - betas, dim=0).float()
 
-    def _at(self, t: Tensor, like: Tensor) -> Tensor:
-        """alphas_cumprod at t (b,), shaped to broadcast over like (b, c, h, w)."""
+    def _at(self, t: Tensor | int, like: Tensor) -> Tensor:
+        """alphas_cumprod at t, shaped to broadcast over like (b, c, h, w)."""
         table = self.alphas_cumprod.to(like.device)
-        return table[t.to(like.device)].view(-1, 1, 1, 1)
+        return table[torch.as_tensor(t, device=like.device)].view(-1, 1, 1, 1)
 
-    def q_sample(self, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """A sample of q(x_t | x_0) for noise eps; t (b,). DDPM eq. 4."""
+    def q_sample(self, x_0: Tensor, t: Tensor | int, eps: Tensor) -> Tensor:
+        """A sample of q(x_t | x_0) for noise eps. DDPM eq. 4."""
         alpha = self._at(t, x_0)
         return alpha.sqrt() * x_0 + (1 - alpha).sqrt() * eps
 
-    def target(self, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+    def target(self, x_0: Tensor, t: Tensor | int, eps: Tensor) -> Tensor:
         """What the U-Net should give for q_sample(x_0, t, eps): eps, or v = sqrt(a) eps - sqrt(1-a) x_0."""
         if not self.config.v_prediction:
             return eps
         alpha = self._at(t, x_0)
         return alpha.sqrt() * eps - (1 - alpha).sqrt() * x_0    # progressive distillation, appendix D
 
-    def x0_hat(self, x_t: Tensor, t: Tensor, out: Tensor) -> Tensor:
-        """The clean latent that the U-Net's output implies; t (b,). DDIM eq. 9."""
+    def x0_hat(self, x_t: Tensor | int, t: Tensor | int, out: Tensor) -> Tensor:
+        """The clean latent that the U-Net's output implies. DDIM eq. 9."""
         alpha = self._at(t, x_t)
         if self.config.v_prediction:
             return alpha.sqrt() * x_t - (1 - alpha).sqrt() * out
         return (x_t - (1 - alpha).sqrt() * out) / alpha.sqrt()
 
-    def eps_hat(self, x_t: Tensor, t: Tensor, out: Tensor) -> Tensor:
-        """The noise that the U-Net's output implies; t (b,)."""
+    def eps_hat(self, x_t: Tensor | int, t: Tensor | int, out: Tensor) -> Tensor:
+        """The noise that the U-Net's output implies."""
         if not self.config.v_prediction:
             return out
         alpha = self._at(t, x_t)
@@ -66,7 +66,7 @@ class Schedule:
         ts = [i * stride + 1 for i in reversed(range(steps))]
         return list(zip(ts, ts[1:] + [0]))
 
-    def ddim_step(self, x0_hat: Tensor, eps_hat: Tensor, t_prev: Tensor) -> Tensor:
-        """x_{t_prev} from the predicted x_0 and noise, eta 0; t_prev (b,). DDIM eq. 12."""
+    def ddim_step(self, x0_hat: Tensor | int, eps_hat: Tensor | int, t_prev: Tensor | int) -> Tensor:
+        """x_{t_prev} from the predicted x_0 and noise, eta 0. DDIM eq. 12."""
         alpha_prev = self._at(t_prev, x0_hat)
         return alpha_prev.sqrt() * x0_hat + (1 - alpha_prev).sqrt() * eps_hat

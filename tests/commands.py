@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from anomaly.output.console import run_tool
+from cli import run_tool
 
 ROOT = Path(__file__).parent.parent
 

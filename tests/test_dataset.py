@@ -1,5 +1,7 @@
 """Finding, pairing, splitting and reading photographs and masks."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -37,9 +39,20 @@ def test_a_category_and_a_folder_of_categories_are_found(tmp_path):
 
 def test_the_split_is_the_lowest_third_by_name_and_at_least_one():
     def defect(n):
-        return Defect("o", "d", tuple(Example(f"{i:02d}", f"{i:02d}m") for i in range(n)))
+        return Defect("o", "d", tuple(Example(Path(f"{i:02d}"), Path(f"{i:02d}m")) for i in range(n)))
     for n, kept in ((1, 1), (2, 1), (3, 1), (5, 1), (6, 2), (18, 6), (20, 6)):
-        assert [e.image for e in first_third(defect(n)).examples] == [f"{i:02d}" for i in range(kept)]
+        train, test = first_third(defect(n))
+        assert [str(e.image) for e in train + test] == [f"{i:02d}" for i in range(n)] and len(train) == kept
+
+
+def test_a_photograph_that_is_linked_into_both_sides_of_the_split_is_refused(tmp_path):
+    for name in ("0", "1", "2"):
+        save(tmp_path / f"{name}.png", np.zeros((4, 4), np.uint8))
+    (tmp_path / "3.png").symlink_to(tmp_path / "0.png")
+    examples = tuple(Example(tmp_path / f"{i}.png", tmp_path / "m.png") for i in range(4))
+    with pytest.raises(ValueError, match="0.png: both in the first third of o/d, which is learned, and in the rest"):
+        first_third(Defect("o", "d", examples))
+    assert len(first_third(Defect("o", "d", examples[:3]))[1]) == 2
 
 
 @pytest.mark.parametrize("suffix", ["", "_mask", "_GT", "_label"])

@@ -8,6 +8,7 @@ import json
 import shutil
 import signal
 import time
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,8 @@ from safetensors.torch import load_file, save_file
 
 from anomaly.dataset import read_mask, read_photograph
 from anomaly.mask_model import mask_picture
-from anomaly.output import generate
-from anomaly.output.calibrate import LARGEST
+from anomaly.pairs import masks as mask_sources
+from anomaly.runs.guidance import LARGEST
 from commands import call, start
 
 
@@ -147,8 +148,9 @@ def test_a_pair_does_not_depend_on_n_or_the_other_defects_and_n_can_grow(trained
 
 
 def test_every_block_is_full_so_that_kernels_see_one_shape(trained, photographs, tmp_path, monkeypatch):
-    sizes, paint = [], generate.paint
-    monkeypatch.setattr(generate, "paint", lambda sd, learner, defect, plans, *rest: (
+    story = import_module("anomaly.pairs.paint")       # anomaly.pairs.paint is the function
+    sizes, paint = [], story.paint_block
+    monkeypatch.setattr(story, "paint_block", lambda sd, learner, defect, plans, *rest: (
         sizes.append(len(plans)), paint(sd, learner, defect, plans, *rest))[1])
     assert call("sample", "--run", trained, "--masks", "train", "--out", tmp_path, "--steps", 1, "--n", 4,
                 "--batch-size", 3, "--only", f"{photographs.name}/crack") == 0
@@ -171,7 +173,7 @@ def test_learned_masks_that_look_real_are_placed_and_painted(trained, photograph
     def stand_in(sd, e_m, noise, steps):
         chosen = real[(noise[:, 1, 0, 0].abs() * 1000).long() % 6]
         return torch.where(noise[:, :1, 0, 0, None] > 0.7, chosen, False)
-    monkeypatch.setattr(generate, "sample_masks", stand_in)
+    monkeypatch.setattr(mask_sources, "sample_masks", stand_in)
     command = ["sample", "--run", trained, "--only", f"{photographs.name}/blowhole", "--steps", 2]
     assert call(*command, "--out", tmp_path / "a", "--n", 4, "--batch-size", 4) == 0
     rows = rows_of(tmp_path / "a")
@@ -194,7 +196,7 @@ def test_one_photograph_and_one_mask_make_one_pair(trained, photographs, tmp_pat
     assert row["mask_source"] == str(mask.resolve())
 
 
-@pytest.mark.parametrize("mode", ["paper", "literal", "released", "constant"])
+@pytest.mark.parametrize("mode", ["adaptive", "paper", "released", "constant"])
 def test_every_reweighting_paints_and_paints_differently(trained, generated, photographs, tmp_path, mode):
     assert call("sample", "--run", trained, "--masks", "train", "--out", tmp_path, "--n", 1, "--steps", 3,
                 "--batch-size", 4, "--reweight", mode, "--only", f"{photographs.name}/break") == 0

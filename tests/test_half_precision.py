@@ -21,7 +21,7 @@ from ldm.attention import CrossAttention, FeedForward, SelfAttention
 from ldm.blocks import Downsample, ResnetBlock, Upsample
 from ldm.config import SD2_TEXT, TextConfig, VAEConfig
 from ldm.text_encoder import EncoderLayer
-from ldm.vae import VAE, Attention
+from ldm.vae import VAE, VAEAttention
 from weights import load
 
 HALF = [torch.float16, torch.bfloat16]
@@ -63,7 +63,7 @@ MODULES = {
     "resnet": (lambda: ResnetBlock(32, 64, 8, 1e-5, time_dim=16), [(2, 32, 8, 6), (2, 16)]),
     "downsample": (lambda: Downsample(32, symmetric=False), [(2, 32, 8, 6)]),
     "upsample": (lambda: Upsample(32), [(2, 32, 8, 6)]),
-    "attention of the VAE": (lambda: Attention(32, 8), [(2, 32, 8, 6)]),
+    "attention of the VAE": (lambda: VAEAttention(32, 8), [(2, 32, 8, 6)]),
     "layer of CLIP": (lambda: EncoderLayer(TextConfig(width=32, heads=4, mlp_width=64)), [(2, 7, 32)]),
     "layer of OpenCLIP": (
         lambda: EncoderLayer(TextConfig(width=32, heads=4, mlp_width=64, quick_gelu=False)), [(2, 7, 32)]),
@@ -175,7 +175,7 @@ def test_a_self_attention_asks_for_float32_where_the_configuration_does(monkeypa
 
 
 @pytest.mark.parametrize("module, shape", [
-    (lambda: SelfAttention(8, 2), (1, 5, 8)), (lambda: Attention(8, 4), (1, 8, 3, 4)),
+    (lambda: SelfAttention(8, 2), (1, 5, 8)), (lambda: VAEAttention(8, 4), (1, 8, 3, 4)),
     (lambda: EncoderLayer(TextConfig(width=8, heads=2, mlp_width=16)), (1, 5, 8))])
 def test_no_attention_may_take_cudnns_kernel_and_the_choice_ends_with_the_call(monkeypatch, module, shape):
     """Its backward returns NaN on an H200: flash, memory-efficient and plain kernels are left."""
@@ -321,7 +321,7 @@ def overflowing_vae():
 
 
 @torch.no_grad()
-def test_a_vae_that_overflows_float16_is_run_again_in_float32():
+def test_a_vae_that_overflows_float16_is_run_again_in_float32_and_says_so_once(caplog):
     vae = overflowing_vae().eval()
     image, latents = torch.rand(2, 3, 16, 24, generator=generator()) * 2 - 1, torch.randn(2, 4, 4, 6)
     half = overflowing_vae().eval().half()
@@ -330,6 +330,7 @@ def test_a_vae_that_overflows_float16_is_run_again_in_float32():
     for found, expected in zip((*half.encode(image), half.decode(latents)),
                                (*vae.encode(image), vae.decode(latents))):
         assert found.isfinite().all() and parity.largest(found, expected) <= 1e-2
+    assert [r.getMessage()[:36] for r in caplog.records] == ["the VAE overflows in half precision;"]
     assert half.dtype == torch.float16
     assert {parameter.dtype for parameter in half.parameters()} == {torch.float16}
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 import torch
@@ -29,7 +30,26 @@ def test_a_missing_tokenizer_is_refused(folder):
     assert str(folder / "tokenizer") in refusal(folder, FileNotFoundError)
 
 
+class ModelCheckpoint:
+    """Stands for a class of Lightning's that is not installed where the file is converted."""
+
+    def __init__(self, best):
+        self.best = best
+
+
+def save_lightning(path, tensors):
+    """What trainers leave: the weights under state_dict, beside callbacks, optimizers and a configuration."""
+    ModelCheckpoint.__module__ = ModelCheckpoint.__name__ = ModelCheckpoint.__qualname__ = "lightning_stand_in"
+    sys.modules["lightning_stand_in"] = type("", (), {"lightning_stand_in": ModelCheckpoint})()
+    try:
+        torch.save({"epoch": 3, "state_dict": tensors, "callbacks": {ModelCheckpoint: {"best": torch.zeros(2)}},
+                    "hyper_parameters": ModelCheckpoint(0.5), "optimizer_states": [{"state": {}}]}, path)
+    finally:
+        del sys.modules["lightning_stand_in"]
+
+
 PICKLES = {
+    "a Lightning checkpoint": save_lightning,
     "a zip, as torch.save writes": lambda path, tensors: torch.save(tensors, path),
     "bare, as torch.save wrote before 1.6": lambda path, tensors: torch.save(
         tensors, path, _use_new_zipfile_serialization=False),

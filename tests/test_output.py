@@ -1,5 +1,6 @@
 """Placement, composite, and the folders of runs and pairs."""
 
+import errno
 import json
 from pathlib import Path
 from zlib import crc32
@@ -13,14 +14,14 @@ from safetensors import safe_open
 from anomaly.crop import Crop, defect_crop
 from anomaly.dataset import Defect, Example
 from anomaly.embedding import AnomalyEmbedding
-from anomaly.output import files
-from anomaly.output import run as runs
-from anomaly.output.composite import change, composite
-from anomaly.output.files import append_rows, read_rows, replacing, write_image, write_rows, write_tensors
-from anomaly.output.generate import Painted, Plan, Target, given_masks, plan, training_masks
-from anomaly.output.pairs import COLUMNS, PairFolder
-from anomaly.output.placement import (Normal, find_normals, fits, learned_stamp, placed, read_mask_files,
-                                      stamp)
+from anomaly.pairs.composite import change, composite
+from anomaly.pairs.masks import mask_files, training_masks
+from anomaly.runs.atomic_files import append_rows, read_rows, replacing, write_image, write_rows, write_tensors
+from anomaly.pairs.pair_folder import COLUMNS, PairFolder
+from anomaly.pairs.placement import Normal, find_normals, fits, learned_patch, mask_patch, placed
+from anomaly.pairs.plan import Plan, Target, draw_plan
+from anomaly.runs import atomic_files
+from anomaly.runs import run_folder as runs
 
 
 def mask_of(height, width, top, left, h, w):
@@ -31,33 +32,33 @@ def mask_of(height, width, top, left, h, w):
 
 # placement
 
-def test_a_stamp_returns_to_its_own_place_in_a_photograph_of_its_own_size():
+def test_a_patch_returns_to_its_own_place_in_a_photograph_of_its_own_size():
     mask = mask_of(50, 80, 12, 33, 7, 20)
     mask[14, 40] = False
-    assert np.array_equal(placed(stamp(mask, 64, "m"), Normal(Path("n"), 50, 80)), mask)
+    assert np.array_equal(placed(mask_patch(mask, 64, "m"), Normal(Path("n"), 50, 80)), mask)
 
 
 @pytest.mark.parametrize("top, left, touches", [(0, 10, "top"), (43, 10, "bottom"), (5, 0, "left"), (5, 60, "right")])
 def test_a_defect_at_an_edge_stays_at_that_edge_of_any_photograph(top, left, touches):
-    shape = stamp(mask_of(50, 80, top, left, 7, 20), 64, "m")
+    shape = mask_patch(mask_of(50, 80, top, left, 7, 20), 64, "m")
     for height, width in ((200, 31), (9, 300), (50, 80)):
         mask = placed(shape, Normal(Path("n"), height, width))
         edge = {"top": mask[0], "bottom": mask[-1], "left": mask[:, 0], "right": mask[:, -1]}[touches]
         assert edge.any() and mask.sum() == 140
 
 
-def test_a_stamp_larger_than_the_photograph_does_not_fit():
-    shape = stamp(mask_of(50, 80, 0, 0, 10, 20), 64, "m")
+def test_a_patch_larger_than_the_photograph_does_not_fit():
+    shape = mask_patch(mask_of(50, 80, 0, 0, 10, 20), 64, "m")
     assert fits(shape, Normal(Path("n"), 10, 20))
     assert not fits(shape, Normal(Path("n"), 9, 20)) and not fits(shape, Normal(Path("n"), 10, 19))
 
 
-def test_a_learned_mask_takes_size_and_place_of_its_donor():
-    donor = stamp(mask_of(100, 100, 60, 0, 30, 51), 64, "m")
+def test_a_learned_mask_takes_size_and_place_of_its_reference():
+    reference = mask_patch(mask_of(100, 100, 60, 0, 30, 51), 64, "m")
     picture = mask_of(64, 64, 16, 16, 32, 32)
-    shape = learned_stamp(picture, donor)
-    assert donor.side == 64 and shape.mask.shape == (32, 32) and shape.place == donor.place
-    assert learned_stamp(mask_of(64, 64, 3, 3, 0, 0), donor) is None
+    shape = learned_patch(picture, reference)
+    assert reference.side == 64 and shape.mask.shape == (32, 32) and shape.place == reference.place
+    assert learned_patch(mask_of(64, 64, 3, 3, 0, 0), reference) is None
 
 
 def test_normals_are_measured_after_their_exif_rotation(tmp_path):
@@ -74,27 +75,30 @@ def test_normals_are_measured_after_their_exif_rotation(tmp_path):
 def test_given_masks_must_have_a_photographs_size(tmp_path):
     write_image(tmp_path / "m.png", mask_of(10, 12, 2, 2, 3, 3).astype(np.uint8) * 255)
     normals = [Normal(Path("a"), 10, 12), Normal(Path("b"), 9, 12)]
-    (file, mask), = read_mask_files(tmp_path / "m.png", normals)
-    targets = given_masks([(file, mask)], normals)([Plan(0, None, 0, np.array([1, 0]), None)])
-    assert targets[0].normal.path == Path("a") and np.array_equal(targets[0].mask, mask)
+    source = mask_files(tmp_path / "m.png")
+    target, = source(None, None, None, normals, 20).choose([Plan(0, None, 0, np.array([1, 0]), None)])
+    assert target.normal.path == Path("a") and np.array_equal(target.mask, mask_of(10, 12, 2, 2, 3, 3))
     with pytest.raises(ValueError, match="m.png: 12x10 pixels, but no photograph has that size"):
-        read_mask_files(tmp_path / "m.png", normals[1:])
+        source(None, None, None, normals[1:], 20)
 
 
 def test_a_pair_depends_on_seed_defect_and_number_alone():
     a, b = Defect("tile", "crack", ()), Defect("tile", "hole", ())
-    first = plan(a, 3, 7, (4, 8, 8), 5, 20)
+    first = draw_plan(a, 3, 7, (4, 8, 8), 5, 20)
     rng = np.random.default_rng([7, crc32(b"tile/crack"), 3, 0])
     assert np.array_equal(first.noise, rng.standard_normal((4, 8, 8), dtype=np.float32))
-    for other in (plan(b, 3, 7, (4, 8, 8), 5, 20), plan(a, 4, 7, (4, 8, 8), 5, 20), plan(a, 3, 8, (4, 8, 8), 5, 20)):
+    for other in (draw_plan(b, 3, 7, (4, 8, 8), 5, 20), draw_plan(a, 4, 7, (4, 8, 8), 5, 20), draw_plan(a, 3, 8, (4, 8, 8), 5, 20)):
         assert not np.array_equal(first.noise, other.noise)
 
 
-def test_a_mask_that_fits_no_first_choice_goes_to_the_next_photograph():
-    shape = stamp(mask_of(50, 80, 0, 0, 40, 20), 64, "m")
+def test_a_mask_that_fits_no_first_choice_goes_to_the_next_photograph(tmp_path):
+    for name, pixels in (("i", np.zeros((50, 80), np.uint8)), ("m", mask_of(50, 80, 0, 0, 40, 20) * np.uint8(255))):
+        write_image(tmp_path / f"{name}.png", pixels)
+    defect = Defect("o", "d", (Example(tmp_path / "i.png", tmp_path / "m.png"),))
     normals = [Normal(Path("small"), 30, 30), Normal(Path("large"), 60, 60)]
-    target, = training_masks([shape], normals)([Plan(0, None, 0, np.array([0, 1]), None)])
-    assert target.normal.path == Path("large")
+    masks = training_masks(None, runs.Run(tmp_path, {"size": 64}), defect, normals, 20)
+    target, = masks.choose([Plan(0, None, 0, np.array([0, 1]), None)])
+    assert target.normal.path == Path("large") and masks.references == 1
 
 
 # composite
@@ -161,10 +165,9 @@ def test_a_torn_last_line_is_dropped(tmp_path):
     assert read_rows(path, ["a", "b"]) == [{"a": "1", "b": "2"}, {"a": "3", "b": "4"}]
 
 
-def finished(k, normal, tmp_path):
-    mask = mask_of(20, 30, 4, 5, 6, 7)
-    target = Target(Normal(normal, 20, 30), mask, "m.png")
-    return Painted(Plan(k, None, 0, None, None), target, np.full((20, 30), k, np.uint8), 0.1)
+def write(folder, defect, k, normal):
+    target = Target(Normal(normal, 20, 30), mask_of(20, 30, 4, 5, 6, 7), "m.png")
+    return folder.write(defect, k, target, np.full((20, 30), k, np.uint8), 0.1, 0)
 
 
 def test_pairs_are_written_mask_first_and_a_row_without_image_is_forgotten(tmp_path):
@@ -174,11 +177,11 @@ def test_pairs_are_written_mask_first_and_a_row_without_image_is_forgotten(tmp_p
     folder = PairFolder(tmp_path / "out", options)
     assert not (tmp_path / "out").exists()
     for k in (1, 0):
-        folder.write(defect, finished(k, normal, tmp_path))
+        write(folder, defect, k, normal)
     (tmp_path / "out/my-tile/test/crack/00000.png").unlink()
     again = PairFolder(tmp_path / "out", options)
     assert again.done(defect, 1) and not again.done(defect, 0)
-    again.write(defect, finished(0, normal, tmp_path))
+    write(again, defect, 0, normal)
     again.finish(64)
     rows = read_rows(tmp_path / "out/_meta/manifest.csv", COLUMNS)
     assert [row["k"] for row in rows] == ["0", "1"] and rows[0]["object"] == "my tile"
@@ -190,10 +193,21 @@ def test_pairs_are_written_mask_first_and_a_row_without_image_is_forgotten(tmp_p
 def test_a_second_command_with_other_options_is_refused_naming_the_option(tmp_path):
     normal = tmp_path / "n.png"
     write_image(normal, np.zeros((20, 30), np.uint8))
-    PairFolder(tmp_path / "out", {"seed": 0, "reweight_gain": 1.5}).write(
-        Defect("o", "d", ()), finished(0, normal, tmp_path))
+    write(PairFolder(tmp_path / "out", {"seed": 0, "reweight_gain": 1.5}), Defect("o", "d", ()), 0, normal)
     with pytest.raises(ValueError, match="--reweight-gain: 2.0, but the pairs in .* were made with 1.5"):
         PairFolder(tmp_path / "out", {"seed": 0, "reweight_gain": 2.0})
+
+
+def test_a_folder_of_version_0_1_goes_on_under_the_new_words_for_its_formulas(tmp_path):
+    """They were called paper and literal, and are adaptive and paper."""
+    (tmp_path / "_meta").mkdir()
+    for old, new in (("paper", "adaptive"), ("literal", "paper"), ("off", "off")):
+        (tmp_path / "_meta/config.json").write_text(json.dumps({"reweight": old}))
+        PairFolder(tmp_path, {"reweight": new})
+        with pytest.raises(ValueError, match="--reweight: 'released', but"):
+            PairFolder(tmp_path, {"reweight": "released"})
+    (tmp_path / "_meta/config.json").write_text(json.dumps({"reweight": "paper", "version": "0.2.0"}))
+    PairFolder(tmp_path, {"reweight": "paper"})
 
 
 # runs
@@ -282,11 +296,19 @@ def test_vectors_older_than_the_config_are_refused(run, sd):
     assert longer.defects[0].examples == (Example(Path("/i.png"), Path("/m.png")),)
 
 
-def test_a_full_disk_is_one_line_that_names_the_file_and_leaves_no_part(tmp_path, monkeypatch):
-    def full(tensors, path, metadata):
+@pytest.mark.parametrize("write", [
+    lambda path: write_tensors(path, {"a": torch.zeros(1)}, {}), lambda path: write_rows(path, ["a"], []),
+    lambda path: write_image(path, np.zeros((2, 2), np.uint8)), lambda path: append_rows(path, ["a"], [{"a": 1}])])
+def test_a_full_disk_is_one_line_that_names_the_file_and_leaves_no_part(tmp_path, monkeypatch, write):
+    def full(*args, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def full_safetensors(tensors, path, metadata):
         path.write_bytes(b"half")
-        raise files.SafetensorError("I/O error: No space left on device (os error 28)")
-    monkeypatch.setattr(files, "save_file", full)
-    with pytest.raises(OSError, match="e.safetensors: not written: .*No space left.*make room"):
-        files.write_tensors(tmp_path / "e.safetensors", {"a": torch.zeros(1)}, {})
-    assert not list(tmp_path.iterdir())
+        raise atomic_files.SafetensorError("I/O error: No space left on device (os error 28)")
+    monkeypatch.setattr(atomic_files, "save_file", full_safetensors)
+    monkeypatch.setattr(atomic_files.csv.DictWriter, "writerows", full)
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(OSError, match="e.x: not written: .*No space left.*; make room on the disk"):
+        write(tmp_path / "e.x")
+    assert not list(tmp_path.glob("*.part"))

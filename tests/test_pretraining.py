@@ -13,13 +13,13 @@ from ldm.config import ScheduleConfig, VAEConfig
 from ldm.schedule import Schedule
 from ldm.unet import UNet
 from ldm.vae import VAE
-from pretraining import autoencoder, diffusion, files, pictures, state
+from pretraining import autoencoder, diffusion, picture_set, state, tiny_files
 from weights import load
 
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
-    return pictures.picture_set(tmp_path_factory.mktemp("pictures"), 0, 24, 64)
+    return picture_set.picture_set(tmp_path_factory.mktemp("pictures"), 0, 24, 64)
 
 
 def small_vae(seed=0):
@@ -28,7 +28,7 @@ def small_vae(seed=0):
 
 
 def test_pictures_are_drawn_once_and_are_those_of_the_generator(drawn, tmp_path):
-    picture = pictures.draw_picture(0, 17, 64)
+    picture = picture_set.draw_picture(0, 17, 64)
     assert np.array_equal(drawn.images[17], picture.image) and np.array_equal(drawn.masks[17], picture.mask)
     assert drawn.captions[17] == picture.caption and len(drawn.captions) == 24
 
@@ -53,7 +53,7 @@ def test_folding_makes_the_latents_standard_and_changes_no_picture(drawn):
 
 def test_noise_hides_a_whole_picture_where_sampling_starts():
     """Even the mean of a latent channel, its largest Fourier coefficient; Stable Diffusion's own betas show it."""
-    drawn = np.stack([pictures.draw_picture(5, i, 128).image for i in range(48)])
+    drawn = np.stack([picture_set.draw_picture(5, i, 128).image for i in range(48)])
     latents = autoencoder.encode_all(load("tiny").vae, drawn, "cpu").float()
     variance = 32 ** 2 * latents.mean(dim=(2, 3)).var(dim=0).max()     # the noise's is 1
     for config, hidden in ((diffusion.SCHEDULE, True), (ScheduleConfig(), False)):
@@ -71,19 +71,19 @@ def test_pictures_of_masks_have_more_turns_and_those_of_strokes_most():
 
 def test_each_caption_word_is_one_token_and_the_ids_are_those_of_transformers(tmp_path):
     from transformers import CLIPTokenizer
-    tokenizer = files.caption_tokenizer()
-    assert [w for w in files.caption_words() if len(tokenizer.tokens(w)) != 1] == []
-    text = diffusion.text_config(len(files.vocabulary(files.caption_merges())))
+    tokenizer = tiny_files.caption_tokenizer()
+    assert [w for w in tiny_files.caption_words() if len(tokenizer.tokens(w)) != 1] == []
+    text = diffusion.text_config(len(tiny_files.vocabulary(tiny_files.caption_merges())))
     unet, vae = diffusion.UNet(diffusion.UNET), small_vae()
-    files.write_checkpoint(tmp_path, unet, vae, diffusion.TextEncoder(text), text, diffusion.SCHEDULE)
+    tiny_files.write_checkpoint(tmp_path, unet, vae, diffusion.TextEncoder(text), text, diffusion.SCHEDULE)
     reference = CLIPTokenizer.from_pretrained(tmp_path / "tokenizer")
     for prompt in ("a photo of wood with large red stain top left", "", "a photo of *", "Unknown words, 12!"):
         assert tokenizer([prompt])[0].tolist() == reference(prompt, padding="max_length", max_length=77)["input_ids"]
 
 
 def test_at_the_start_every_word_reaches_every_end_token_and_the_unet_ignores_it():
-    tokenizer = files.caption_tokenizer()
-    text_encoder = diffusion.TextEncoder(diffusion.text_config(len(files.vocabulary(files.caption_merges()))))
+    tokenizer = tiny_files.caption_tokenizer()
+    text_encoder = diffusion.TextEncoder(diffusion.text_config(len(tiny_files.vocabulary(tiny_files.caption_merges()))))
     unet = UNet(diffusion.UNET)
     diffusion.initialise(unet)
     diffusion.initialise_text(text_encoder)

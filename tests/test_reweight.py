@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from anomaly.reweight import (EPS, GAIN, TAU, constant, difference, latent_to_rgb, literal, masked_mean, paper,
+from anomaly.reweight import (EPS, GAIN, TAU, adaptive, constant, difference, latent_to_rgb, masked_mean, paper,
                               pyramid, released)
 
 
@@ -31,9 +31,9 @@ KINDS = ["ordinary", "faint", "equal", "one pixel", "partly equal"]
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("gain, tau, eps", [(GAIN, TAU, EPS), (1.0, 1.0, 0.0), (2.0, 0.3, 0.2)])
-def test_paper_equals_its_formula_in_float64(kind, gain, tau, eps):
+def test_adaptive_equals_its_formula_in_float64(kind, gain, tau, eps):
     d, m = case(kind)
-    w = paper(d, m, gain, tau, eps)[0].double().numpy()
+    w = adaptive(d, m, gain, tau, eps)[0].double().numpy()
     inside = m[0].numpy() > 0
     d64 = np.maximum(d[0].double().numpy()[inside], 1e-12)
     power = (d64 / d64.mean() + eps) ** -tau        # softmax(-tau log u) = u^-tau / sum
@@ -43,30 +43,30 @@ def test_paper_equals_its_formula_in_float64(kind, gain, tau, eps):
     np.testing.assert_allclose(w[inside].mean(), gain, rtol=1e-5)
 
 
-def test_paper_gives_the_gain_where_there_is_no_difference_at_all():
+def test_adaptive_gives_the_gain_where_there_is_no_difference_at_all():
     d, m = case("equal")
-    assert torch.allclose(paper(d, m)[m > 0], torch.tensor(GAIN))
+    assert torch.allclose(adaptive(d, m)[m > 0], torch.tensor(GAIN))
 
 
-def test_paper_is_free_of_units_and_larger_where_the_defect_is_fainter():
+def test_adaptive_is_free_of_units_and_larger_where_the_defect_is_fainter():
     d, m = case("ordinary")
-    torch.testing.assert_close(paper(d, m), paper(d * 255 ** 2, m), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(adaptive(d, m), adaptive(d * 255 ** 2, m), rtol=1e-4, atol=1e-5)
     inside = m > 0
     order = d[inside].argsort()
-    assert (paper(d, m)[inside][order].diff() <= 1e-6).all()
+    assert (adaptive(d, m)[inside][order].diff() <= 1e-6).all()
 
 
 def test_eps_bounds_the_contrast():
     d, m = case("partly equal")
-    w = paper(d, m)[m > 0]
+    w = adaptive(d, m)[m > 0]
     worst = ((d[m > 0].max() / masked_mean(d, m).item() + EPS) / EPS) ** TAU
     assert w.max() / w.min() <= worst + 1e-3
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_literal_equals_the_printed_formula(kind):
+def test_paper_equals_the_printed_formula(kind):
     d, m = case(kind)
-    w = literal(d, m)[0].double().numpy()
+    w = paper(d, m)[0].double().numpy()
     inside = m[0].numpy() > 0
     d64 = d[0].double().numpy()[inside]
     if kind == "equal":
@@ -99,7 +99,7 @@ def test_constant_is_the_gain_inside_and_one_outside():
 
 def test_samples_of_a_batch_do_not_see_each_other():
     (d0, m0), (d1, m1) = case("ordinary"), case("one pixel", 1)
-    for weigh in (paper, literal, released, constant):
+    for weigh in (adaptive, paper, released, constant):
         both = weigh(torch.cat([d0, d1]), torch.cat([m0, m1]))
         torch.testing.assert_close(both, torch.cat([weigh(d0, m0), weigh(d1, m1)]))
 

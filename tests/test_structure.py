@@ -67,7 +67,7 @@ def test_every_file_that_departs_is_in_the_readmes_table():
 def test_importing_the_packages_has_no_effects(tmp_path):
     """No files, no threads, no output, no seeding."""
     code = ("import torch, threading; torch.manual_seed(1); a = torch.get_rng_state();"
-            "import ldm.model, weights, anomaly.train, anomaly.mask_model, anomaly.output.pairs;"
+            "import ldm.model, weights, anomaly.train, anomaly.mask_model, anomaly.pairs.pair_folder;"
             "assert torch.equal(a, torch.get_rng_state()) and threading.active_count() == 1")
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "") and not list(tmp_path.iterdir())

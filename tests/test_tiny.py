@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from anomaly.output.synthetic import demo
+from anomaly.drawn import demo
 from anomaly.sampler import Guidance, ddim
 from commands import ROOT, call
-from pretraining import files, pictures
+from pretraining import picture_set, tiny_files
 from pretraining.autoencoder import encode_all, to_float
 from weights import TINY, fingerprint, load
 
@@ -41,10 +41,10 @@ def test_its_word_is_not_a_path_and_it_says_what_it_is(tiny, tmp_path, monkeypat
 
 
 def test_its_vocabulary_is_that_of_the_captions(tiny):
-    tokenizer = files.caption_tokenizer()
+    tokenizer = tiny_files.caption_tokenizer()
     vocab = json.loads((FOLDER / "tokenizer/vocab.json").read_text())
     assert len(vocab) == tiny.text_encoder.config.vocab_size
-    for caption in (pictures.draw_picture(3, i, 16).caption for i in range(40)):
+    for caption in (picture_set.draw_picture(3, i, 16).caption for i in range(40)):
         ids = tiny.tokenizer([caption])
         assert torch.equal(ids, tokenizer([caption]))
         assert int((ids != ids[0, -1]).sum()) == len(caption.split()) + 1      # one token a word, and the start
@@ -83,7 +83,7 @@ def decibels(squares):
 
 @torch.no_grad()
 def test_its_vae_reconstructs_pictures_it_has_not_seen(tiny, tmp_path):
-    drawn = pictures.picture_set(tmp_path, 1 << 30, 48, 128)
+    drawn = picture_set.picture_set(tmp_path, 1 << 30, 48, 128)
     images, masks, _ = photographs_only(drawn)
     out = tiny.vae.decode(tiny.vae.encode(to_float(images))[0]).clamp(-1, 1)
     squares = (out - to_float(images)).square().mean(dim=1)
@@ -109,14 +109,14 @@ def rise_of_the_loss(tiny, images, captions, others):
 
 
 def test_the_words_reach_the_picture(tiny, tmp_path):
-    unseen = pictures.picture_set(tmp_path, 1 << 30, 32, 128)
+    unseen = picture_set.picture_set(tmp_path, 1 << 30, 32, 128)
     worse, error = rise_of_the_loss(tiny, unseen.images, unseen.captions, unseen.captions[1:] + unseen.captions[:1])
     assert worse > 2 * error
 
 
 def test_the_opposite_corners_word_is_wrong(tiny, tmp_path):
     opposite = {"top": "bottom", "bottom": "top", "left": "right", "right": "left"}
-    images, _, captions = photographs_only(pictures.picture_set(tmp_path, 1 << 30, 300, 128))
+    images, _, captions = photographs_only(picture_set.picture_set(tmp_path, 1 << 30, 300, 128))
     some = [i for i, caption in enumerate(captions) if caption.split()[-1] in ("left", "right")]
     captions = [captions[i] for i in some]
     others = [" ".join(opposite.get(word, word) for word in caption.split()) for caption in captions]

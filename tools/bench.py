@@ -1,20 +1,23 @@
-"""Benchmarks whose tables docs/results.md shows. They need the extra `test`.
-
-    python tools/bench.py parity      every part against diffusers and transformers at full size; loading
-"""
+"""Benchmarks whose tables docs/results.md shows. They need the extra `test`."""
 
 import argparse
 import sys
 from importlib import import_module
 
-from anomaly.output.console import Parser, run_tool
+from cli import Parser, run_tool
+
+EXAMPLES = """\
+examples:
+  python tools/bench.py parity
+  python tools/bench.py parity > parity.md
+"""
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Which benchmark."""
-    parser = Parser("bench.py", "Measure, and print the tables of docs/results.md.")
+    parser = Parser("bench.py", "Measure, and print the tables of docs/results.md.", EXAMPLES)
     parser.add_argument("benchmark", choices=["parity"], help="parity: every part of Stable Diffusion against diffusers "
-                        "and transformers, and loading; 16 GiB of memory, 20 GB of disk, 34 minutes")
+                        "and transformers at full size, and loading; 16 GiB of memory, 20 GB of disk, 34 minutes")
     return parser.parse_args(argv)
 
 

@@ -1,11 +1,7 @@
 """Make the embedded checkpoint from nothing: draw pictures, train a VAE, train a U-Net on its latents.
 
-    python tools/pretrain_tiny.py                       all of it, on to weights/tiny
-    python tools/pretrain_tiny.py --minutes 60          a piece of it; the same line goes on where it was
-    python tools/pretrain_tiny.py --from weights/tiny   go on from a finished one
-
-What the pieces hand on lies in --state; loss.csv there has the losses, preview.jpg what the model draws, and
-unfinished/ the checkpoint of a run that is not at its end. `tools/bench.py checkpoint` measures a finished one.
+What the pieces of a run hand on lies in --state; loss.csv there has the losses, preview.jpg what the model draws,
+and unfinished/ the checkpoint of a run that is not at its end.
 """
 
 import argparse
@@ -17,11 +13,11 @@ from zlib import crc32
 import numpy as np
 import torch
 
-from anomaly.output.console import Parser, at_least, choose_device, run_tool
-from anomaly.output.files import replacing, write_image
-from anomaly.output.sheets import sheet, to_pixels
-from anomaly.output.synthetic.products import PRODUCTS
+from anomaly.drawn.products import PRODUCTS
+from anomaly.runs.atomic_files import replacing, write_image
+from anomaly.runs.sheets import sheet, to_pixels
 from anomaly.sampler import STEPS, Guidance, ddim
+from cli import Parser, at_least, choose_device, run_tool
 from ldm.model import StableDiffusion
 from ldm.schedule import Schedule
 from ldm.text_encoder import TextEncoder
@@ -29,29 +25,41 @@ from ldm.tokenizer import vocabulary
 from ldm.unet import UNet
 from ldm.vae import VAE
 from pretraining import autoencoder, diffusion
-from pretraining.files import caption_merges, caption_tokenizer, write_checkpoint
-from pretraining.pictures import PictureSet, picture_set
+from pretraining.tiny_files import caption_merges, caption_tokenizer, write_checkpoint
+from pretraining.picture_set import PictureSet, picture_set
 from pretraining.state import Stage, pieces
 from weights import fingerprint, load
 
 PIXELS, STANDARDISED = 128, 2000    # side of the pictures; how many of them the latents' mean and std come from
+EXAMPLES = """\
+examples:
+  python tools/pretrain_tiny.py --minutes 60          a piece of it; the same line goes on
+  python tools/pretrain_tiny.py --from weights/tiny   go on from a finished one
+"""
 PREVIEW = ["", "with small red stain top left", "with large blue stain center", "with large hole bottom right",
            "with large crack", "with large scratch", "with large glue center", "with large dent center"]
 
 
 def options(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = Parser("pretrain_tiny.py", "Make the embedded checkpoint.")
-    parser.add_argument("--pictures", type=at_least(1), default=32_000, help="pictures to draw and learn from")
-    parser.add_argument("--vae-steps", type=at_least(1), default=6000, help="training steps of the VAE")
-    parser.add_argument("--unet-steps", type=at_least(1), default=60_000, help="training steps of the U-Net")
-    parser.add_argument("--from", dest="start", type=Path,
-                        help="train the U-Net of this checkpoint on, with a fresh optimizer, and keep its VAE")
-    parser.add_argument("--minutes", type=at_least(1), help="stop after so long; the same command goes on")
-    parser.add_argument("--state", type=Path, default=Path("runs/tiny"), help="what the pieces hand on")
-    parser.add_argument("--out", type=Path, default=Path("weights/tiny"), help="the checkpoint's folder")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
-    parser.add_argument("--seed", type=at_least(0), default=0, help="of the pictures and of everything random")
+    parser = Parser("pretrain_tiny.py", "Make the embedded checkpoint from nothing: pictures, VAE, U-Net.", EXAMPLES)
+    what = parser.add_argument_group("what to train").add_argument
+    what("--pictures", type=at_least(1), default=32_000, metavar="N",
+         help="pictures to draw and learn from (default: 32000)")
+    what("--vae-steps", type=at_least(1), default=6000, metavar="N", help="training steps of the VAE (default: 6000)")
+    what("--unet-steps", type=at_least(1), default=60_000, metavar="N",
+         help="training steps of the U-Net (default: 60000)")
+    what("--from", dest="start", type=Path, metavar="DIR",
+         help="train the U-Net of this checkpoint on, with a fresh optimizer, and keep its VAE")
+    how = parser.add_argument_group("how").add_argument
+    how("--minutes", type=at_least(1), metavar="MIN", help="stop after so long; the same command goes on")
+    how("--seed", type=at_least(0), default=0, metavar="N", help="of the pictures and of everything random (default: 0)")
+    how("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto (default): cuda if there is one, else cpu")
+    where = parser.add_argument_group("where to write").add_argument
+    where("--state", type=Path, default=Path("runs/tiny"), metavar="DIR",
+          help="what the pieces hand on (default: runs/tiny)")
+    where("--out", type=Path, default=Path("weights/tiny"), metavar="DIR",
+          help="the checkpoint's folder (default: weights/tiny)")
     return parser.parse_args(argv)
 
 

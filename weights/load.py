@@ -6,6 +6,7 @@ that no memory is spent on random initial weights or on a second copy of the fil
 
 import hashlib
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -51,7 +52,7 @@ def _fill(module: nn.Module, source: Source, device: str, dtype: torch.dtype) ->
         for key, slots in source.slots.items():
             if key not in present:      # averaged weights of which one is not there: missing
                 continue
-            if not slots or any(slot.name not in expected for slot in slots):
+            if any(slot.name not in expected for slot in slots):
                 extra.append(key)
                 continue
             kind = file.get_slice(key).get_dtype()
@@ -112,6 +113,7 @@ def load(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtyp
     if prediction_type not in ("auto", "eps", "v"):
         raise ValueError(f"prediction_type: found {prediction_type!r}, expected auto, eps or v")
     remarks = [TINY_REMARK] if path == TINY else []
+    source = TINY if path == TINY else str(Path(path).resolve())
     path, device = _located(path), str(device)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder; {EXPECTED}")
@@ -127,4 +129,5 @@ def load(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtyp
         unet.config = replace(unet.config, sample_size=found.v_sample_size)
     schedule = Schedule(replace(found.schedule, v_prediction=v_prediction))
     remarks += [*found.remarks, f"prediction type {'v' if v_prediction else 'eps'}: {rule}"]
-    return StableDiffusion(found.tokenizer, parts["text_encoder"], unet, parts["vae"], schedule, tuple(remarks))
+    return StableDiffusion(found.tokenizer, parts["text_encoder"], unet, parts["vae"], schedule, tuple(remarks),
+                           source, partial(fingerprint, source))

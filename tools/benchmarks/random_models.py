@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from ldm.tokenizer import vocabulary
-from pretraining.files import INDEX
+from pretraining.tiny_files import INDEX
 from weights.tokenizers import PUBLISHED, read_merges
 
 MERGES = ["p h", "ph o", "pho t", "phot o</w>", "o f</w>", "c r", "a c", "cr ac", "crac k</w>", "t h",

@@ -12,7 +12,7 @@ from torch import Tensor
 from anomaly.embedding import seed_of
 from ldm.config import VAEConfig
 from ldm.vae import VAE
-from pretraining.pictures import PictureSet
+from pretraining.picture_set import PictureSet
 from pretraining.state import Stage, half_precision
 
 CONFIG = VAEConfig(channels=(32, 48, 64), layers_per_block=1, norm_groups=8, scaling_factor=1.0)

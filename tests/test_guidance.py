@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from anomaly.dataset import find_defects, first_third
+from anomaly.dataset import find_defects
+from anomaly.drawn import demo
 from anomaly.embedding import AnomalyEmbedding
-from anomaly.output import calibrate
-from anomaly.output.calibrate import LARGEST, Strength, contrast, contrasts, scale_for, strength_of
-from anomaly.output.generate import Settings
-from anomaly.output.synthetic import demo
+from anomaly.painter import Settings
+from anomaly.runs import guidance
+from anomaly.runs.guidance import LARGEST, Strength, contrast, contrasts, scale_for, strength_of
 from anomaly.sampler import Guidance
 
 
@@ -37,9 +37,9 @@ def test_contrast_of_a_flat_disc_on_a_flat_ground_is_their_difference():
 def learned(sd, tmp_path_factory):
     """A defect of five drawn photographs, a learner, and settings."""
     patch = pytest.MonkeyPatch()
-    for name, value in {"DEMO": (("wood", "burn"),), "DEFECTIVE": 15, "NORMALS": 1}.items():
+    for name, value in {"DEMO": (("wood", "burn"),), "DEFECTIVE": 5, "NORMALS": 1}.items():
         patch.setattr(demo, name, value)
-    defect = first_third(find_defects(demo.demo_data(tmp_path_factory.mktemp("data") / "demo"))[0])
+    defect, = find_defects(demo.demo_data(tmp_path_factory.mktemp("data") / "demo"))
     patch.undo()
     settings = Settings(64, 2, Guidance(7.0, sd.context("")), torch.eye(4)[:, :3], None)
     return defect, AnomalyEmbedding(sd, [defect], seed=0).requires_grad_(False), settings
@@ -53,7 +53,7 @@ def test_both_sides_are_the_training_crops_each_once(sd, learned, monkeypatch):
         assert len(context) == len(noise) == len(crops)
         seen.extend(crop.mask for crop in crops)
         return sd.vae.decode(sd.vae.encode(torch.stack([crop.image for crop in crops]))[0])
-    monkeypatch.setattr(calibrate, "paint_crops", unpainted)
+    monkeypatch.setattr(guidance, "paint_crops", unpainted)
     real, (same,) = contrasts(sd, defect, learner, [settings])
     assert real == same > 0
     assert len(seen) == len(defect.examples) == 5 and len({mask.numpy().tobytes() for mask in seen}) == 5
@@ -62,13 +62,13 @@ def test_both_sides_are_the_training_crops_each_once(sd, learned, monkeypatch):
 def test_of_many_photographs_the_first_are_painted_over(sd, learned, monkeypatch):
     defect, learner, settings = learned
     first, _ = contrasts(sd, replace(defect, examples=defect.examples[:3]), learner, [settings])
-    monkeypatch.setattr(calibrate, "VIEWS", 3)
+    monkeypatch.setattr(guidance, "VIEWS", 3)
     assert contrasts(sd, defect, learner, [settings])[0] == pytest.approx(first)
 
 
 def test_what_is_not_finite_is_refused(sd, learned, monkeypatch):
     defect, learner, settings = learned
-    monkeypatch.setattr(calibrate, "paint_crops", lambda sd, crops, *rest: torch.full((len(crops), 3, 64, 64), nan))
+    monkeypatch.setattr(guidance, "paint_crops", lambda sd, crops, *rest: torch.full((len(crops), 3, 64, 64), nan))
     with pytest.raises(RuntimeError, match="wood/burn: what is painted is not finite"):
         strength_of(sd, defect, learner, settings)
 
@@ -83,7 +83,7 @@ def test_a_scale_beyond_those_painted_with_must_come_nearer(sd, learned, monkeyp
         scale = settings.guidance.scale
         strength = real * (4 + min(scale, 2 if falls else scale) - falls * max(scale - 2, 0)) / 7
         return torch.stack([strength * crop.mask.expand(3, -1, -1) for crop in crops])
-    monkeypatch.setattr(calibrate, "paint_crops", bent)
+    monkeypatch.setattr(guidance, "paint_crops", bent)
     assert strength_of(sd, defect, learner, settings) == Strength(
         pytest.approx(expected, abs=0.005), pytest.approx(real * (6 if falls else 7) / 7, rel=0.005), pytest.approx(real))
 
@@ -95,7 +95,7 @@ def test_what_is_not_finite_beyond_the_scales_is_refused(sd, learned, monkeypatc
         scale = settings.guidance.scale
         strength = scale / 100 if scale <= 2 else nan
         return torch.stack([strength * crop.mask.expand(3, -1, -1) for crop in crops])
-    monkeypatch.setattr(calibrate, "paint_crops", broken)
+    monkeypatch.setattr(guidance, "paint_crops", broken)
     with pytest.raises(RuntimeError, match="wood/burn: what is painted is not finite"):
         strength_of(sd, defect, learner, settings)
 
@@ -109,7 +109,7 @@ def test_the_guidance_found_is_the_one_that_gives_the_photographs_contrast(sd, l
     def flat(sd, crops, context, noise, settings):
         strength = real / scale * settings.guidance.scale
         return torch.stack([strength * crop.mask.expand(3, -1, -1) for crop in crops])
-    monkeypatch.setattr(calibrate, "paint_crops", flat)
+    monkeypatch.setattr(guidance, "paint_crops", flat)
     found = strength_of(sd, defect, learner, settings)
     assert found.guidance == pytest.approx(scale, abs=0.005)
     assert found.goal == pytest.approx(real) and found.contrast == pytest.approx(real, rel=0.005)

@@ -9,11 +9,11 @@ from pathlib import Path
 from zlib import crc32
 
 import numpy as np
+from PIL import Image
 
-from anomaly.output.console import Progress
-from anomaly.output.files import write_image
-from anomaly.output.synthetic.fields import View
-from anomaly.output.synthetic.pictures import draw_scene
+from anomaly.drawn.fields import View
+from anomaly.drawn.scenes import draw_scene
+from anomaly.progress import Report, each, silent
 
 # A combination held out of pretraining, a thin defect, and the kind that pretraining has never seen.
 DEMO = (("leather", "glue"), ("metal", "scratch"), ("wood", "burn"))
@@ -27,21 +27,23 @@ def demo_picture(product: str, defect: str | None, number: int) -> tuple[np.ndar
     return draw_scene(rng, product, defect).render(FRAME)
 
 
-def demo_data(folder: Path) -> Path:
+def _save(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def demo_data(folder: Path, report: Report = silent) -> Path:
     """The folder, written if it is not there."""
     if folder.exists():
         return folder
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    with Progress("drawing the demo photographs", len(DEMO) * (DEFECTIVE + NORMALS)) as progress:
-        for product, defect in DEMO:
-            for i in range(DEFECTIVE):
-                image, mask = demo_picture(product, defect, i)
-                write_image(part / product / f"test/{defect}/{i:03}.png", image)
-                write_image(part / product / f"ground_truth/{defect}/{i:03}_mask.png", mask.astype(np.uint8) * 255)
-                progress.step()
-            for i in range(NORMALS):
-                write_image(part / product / f"train/good/{i:03}.png", demo_picture(product, None, i)[0])
-                progress.step()
+    pictures = [(product, kind, i) for product, defect in DEMO
+                for kind, count in ((defect, DEFECTIVE), (None, NORMALS)) for i in range(count)]
+    for product, defect, i in each(pictures, "drawing the demo photographs", len(pictures), report):
+        image, mask = demo_picture(product, defect, i)
+        _save(part / product / (f"test/{defect}" if defect else "train/good") / f"{i:03}.png", image)
+        if defect:
+            _save(part / product / f"ground_truth/{defect}/{i:03}_mask.png", mask.astype(np.uint8) * 255)
     part.rename(folder)
     return folder

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from anomaly.crop import MARGIN
-from anomaly.output.synthetic.defects import DEFECTS, STAINS, Defect
-from anomaly.output.synthetic.fields import Array, Noise, View
-from anomaly.output.synthetic.products import OBJECTS, PRODUCTS, Product
+from anomaly.drawn.defects import DEFECTS, STAINS, Defect
+from anomaly.drawn.fields import Array, Noise, View
+from anomaly.drawn.products import OBJECTS, PRODUCTS, Product
 
 HELD_OUT = {("leather", "glue"), ("metal", "stain"), ("pill", "crack")}
 UNSEEN = "burn"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from anomaly.output.synthetic.fields import Array, Noise, View, colour, mix
+from anomaly.drawn.fields import Array, Noise, View, colour, mix
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from anomaly.output.synthetic.pictures import draw_picture
+from anomaly.drawn.scenes import draw_picture
 
 BLOCK = 500
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from anomaly.output.synthetic.fields import Array, Noise, View, colour, mix, segment
+from anomaly.drawn.fields import Array, Noise, View, colour, mix, segment
 
 Shape = Callable[[View], Array]
 

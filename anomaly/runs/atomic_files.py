@@ -1,6 +1,7 @@
 """Files that are whole or not there: written under a temporary name, then renamed."""
 
 import csv
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -15,13 +16,26 @@ from torch import Tensor
 
 
 @contextmanager
+def naming_full_disk(path: Path) -> Iterator[None]:
+    """What fails to be written to path names it and the remedy, where the system names neither."""
+    try:
+        yield
+    except (OSError, SafetensorError) as err:       # safetensors' is no OSError, even if the disk is full
+        full = isinstance(err, SafetensorError) or err.errno in (errno.ENOSPC, errno.EDQUOT)
+        if not full:
+            raise
+        raise OSError(f"{path}: not written: {err}; make room on the disk, or give another --out") from None
+
+
+@contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`; renamed to it when the block ends well, removed when it fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")     # one name: a killed run's is overwritten
     try:
-        yield temporary
-        os.replace(temporary, path)
+        with naming_full_disk(path):
+            yield temporary
+            os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -39,10 +53,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     with replacing(path) as temporary:
         # Clones: safetensors refuses tensors that share memory, as expanded or sliced ones do.
         clones = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-        try:
-            save_file(clones, temporary, metadata)
-        except SafetensorError as err:      # no OSError, even if the disk is full
-            raise OSError(f"{path}: not written: {err}; make room on the disk, or give another --out") from None
+        save_file(clones, temporary, metadata)
         _sort_metadata(temporary)
 
 
@@ -73,7 +84,7 @@ def write_rows(path: Path, columns: list[str], rows: list[dict]) -> None:
 
 def append_rows(path: Path, columns: list[str], rows: list[dict]) -> None:
     """More rows for a CSV file that exists; a torn last line is the reader's to drop."""
-    with open(path, "a", newline="", encoding="utf-8") as file:
+    with naming_full_disk(path), open(path, "a", newline="", encoding="utf-8") as file:
         csv.DictWriter(file, columns).writerows(rows)
 
 

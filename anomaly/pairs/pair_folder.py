@@ -13,14 +13,17 @@ from pathlib import Path
 
 import numpy as np
 
+from anomaly import __version__
 from anomaly.crop import defect_crop
 from anomaly.dataset import Defect, read_mask, read_photograph, slug
-from anomaly.output.files import append_rows, read_rows, write_image, write_json, write_rows
-from anomaly.output.generate import Painted
-from anomaly.output.sheets import framed, sheet
+from anomaly.pairs.plan import Target
+from anomaly.runs.atomic_files import append_rows, read_rows, write_image, write_json, write_rows
+from anomaly.runs.sheets import framed, sheet
 
 COLUMNS = ["image", "mask", "object", "defect", "k", "try", "seed", "normal", "mask_source", "change"]
 ON_SHEET, A_ROW = 4, 2      # pairs of each defect on the contact sheet, and in one row of it
+# Version 0.1 wrote no version, and had these words for two values of --reweight.
+REWEIGHT_0_1 = {"paper": "adaptive", "literal": "paper"}
 
 
 class PairFolder:
@@ -30,10 +33,11 @@ class PairFolder:
     dropped. Raises ValueError if the folder was made with other options.
     """
 
-    def __init__(self, folder: Path, options: dict):
+    def __init__(self, folder: Path, options: dict | None = None):
+        """options: how the pairs are made, by name; a second command must give the same."""
         if folder.exists() and not folder.is_dir():
             raise FileExistsError(f"{folder}: is a file; --out takes a folder")
-        self.folder, self.options = folder, options
+        self.folder, self.options = folder, options or {}
         self._manifest = folder / "_meta" / "manifest.csv"
         self._started = False
         self._check_options()
@@ -42,16 +46,19 @@ class PairFolder:
 
     def _check_options(self) -> None:
         path = self.folder / "_meta" / "config.json"
+        self._before = {}
         if not path.is_file():
             return
         try:
-            before = json.loads(path.read_text(encoding="utf-8"))
+            before = self._before = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as err:
             raise ValueError(f"{path}: not JSON ({err}); choose another --out") from None
+        if "version" not in before:
+            before["reweight"] = REWEIGHT_0_1.get(before.get("reweight"), before.get("reweight"))
         for name, value in self.options.items():
             if before.get(name) != value:
-                raise ValueError(f"--{name.replace('_', '-')}: {value!r}, but the pairs in {self.folder} were "
-                                 f"made with {before.get(name)!r}; use that or choose another --out")
+                raise ValueError(f"--{name.replace('_', '-')}: {value!r}, but the pairs in {self.folder} "
+                                 f"were made with {before.get(name)!r}; use that or choose another --out")
 
     def _names(self, defect: Defect, k: int) -> tuple[str, str]:
         object_, name = slug(defect.object), slug(defect.name)
@@ -62,30 +69,34 @@ class PairFolder:
         image, _ = self._names(defect, k)
         return any(row["image"] == image for row in self._rows)
 
-    def write(self, defect: Defect, painted: Painted) -> Path:
-        """Write a pair; returns the image's path."""
+    def write(self, defect: Defect, k: int, target: Target, image: np.ndarray, change: float,
+              seed: int) -> tuple[Path, Path]:
+        """Write pair k; returns the paths of image and mask."""
         if not self._started:       # nothing at all is written before the first pair
-            write_json(self.folder / "_meta" / "config.json", self.options)
+            write_json(self.folder / "_meta" / "config.json", {
+                **self._before, "version": __version__, **self.options})
             write_rows(self._manifest, COLUMNS, self._rows)
             self._started = True
-        image, mask = self._names(defect, painted.plan.k)
-        row = {"image": image, "mask": mask, "object": defect.object, "defect": defect.name,
-               "k": painted.plan.k, "try": 0, "seed": self.options["seed"],
-               "normal": str(painted.target.normal.path), "mask_source": painted.target.source,
-               "change": f"{painted.change:.6g}"}
-        write_image(self.folder / mask, painted.target.mask.astype(np.uint8) * 255)
+        image_name, mask_name = self._names(defect, k)
+        row = {"image": image_name, "mask": mask_name, "object": defect.object, "defect": defect.name,
+               "k": k, "try": 0, "seed": seed, "normal": str(target.normal.path),
+               "mask_source": target.source, "change": f"{change:.6g}"}
+        write_image(self.folder / mask_name, target.mask.astype(np.uint8) * 255)
         append_rows(self._manifest, COLUMNS, [row])
-        write_image(self.folder / image, painted.image)
+        write_image(self.folder / image_name, image)
         self._rows.append({column: str(row[column]) for column in COLUMNS})
-        return self.folder / image
+        return self.folder / image_name, self.folder / mask_name
 
-    def finish(self, size: int) -> Path:
-        """Sort the manifest and draw the contact sheet; returns the sheet's path."""
+    @property
+    def sheet(self) -> Path:
+        """The picture to judge the pairs by."""
+        return self.folder / "_meta" / "contact_sheet.jpg"
+
+    def finish(self, size: int) -> None:
+        """Sort the manifest and draw the contact sheet; size is that of the run's crops."""
         self._rows.sort(key=lambda row: (row["object"], row["defect"], int(row["k"])))
         write_rows(self._manifest, COLUMNS, self._rows)
-        path = self.folder / "_meta" / "contact_sheet.jpg"
-        write_image(path, sheet(list(self._sheet_rows(size))))
-        return path
+        write_image(self.sheet, sheet(list(self._sheet_rows(size))))
 
     def _sheet_rows(self, size: int) -> Iterator[tuple[str, list[np.ndarray]]]:
         """The first pairs of each defect, A_ROW to a row."""
@@ -94,7 +105,8 @@ class PairFolder:
             for i in range(0, len(chosen), A_ROW):
                 some = chosen[i:i + A_ROW]
                 numbers = ", ".join(f"{int(row['k']):05d} (change {float(row['change']):.3f})" for row in some)
-                yield f"{object_}/{name}  {numbers}", [tile for row in some for tile in self._tiles(row, size)]
+                tiles = [tile for row in some for tile in self._tiles(row, size)]
+                yield f"{object_}/{name}  {numbers}", tiles
 
     def _tiles(self, row: dict, size: int) -> list[np.ndarray]:
         """The photograph with the crop framed, then the crop: before, mask, after."""

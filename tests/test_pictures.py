@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from anomaly.output.quality import contrast_energy, mean_colour, ring
+from anomaly.scores.pictures import contrast_energy, mean_colour, ring
 
 
 def test_mean_colour_is_that_of_a_loop_over_the_masks_pixels():

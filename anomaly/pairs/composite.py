@@ -5,6 +5,7 @@ from PIL import Image
 from torch import Tensor
 
 from anomaly.crop import Crop
+from anomaly.runs.sheets import to_pixels
 
 
 def composite(photograph: np.ndarray, mask: np.ndarray, crop: Crop, painted: Tensor) -> np.ndarray:
@@ -15,8 +16,7 @@ def composite(photograph: np.ndarray, mask: np.ndarray, crop: Crop, painted: Ten
     """
     if not painted.isfinite().all():
         raise RuntimeError("the decoded picture has values that are not finite; nothing was written for it")
-    pixels = ((painted.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
-    patch = Image.fromarray(pixels).resize((crop.side, crop.side), Image.Resampling.BICUBIC)
+    patch = Image.fromarray(to_pixels(painted)).resize((crop.side, crop.side), Image.Resampling.BICUBIC)
     patch = np.asarray(patch.convert("L") if photograph.ndim == 2 else patch)
     rows, columns = np.nonzero(mask)
     out = photograph.copy()

@@ -11,7 +11,7 @@ from anomaly.dataset import Example, image_files, read_example, read_mask
 
 
 @dataclass(frozen=True)
-class Stamp:
+class MaskPatch:
     """A mask cut to its box, with the place it had."""
 
     mask: np.ndarray            # bool (h, w), touching all four edges
@@ -29,8 +29,8 @@ class Normal:
     width: int
 
 
-def stamp(mask: np.ndarray, size: int, source: str) -> Stamp:
-    """The stamp of a full mask (h, w); size is the models' image size, for the crop rule.
+def mask_patch(mask: np.ndarray, size: int, source: str) -> MaskPatch:
+    """The patch of a full mask (h, w); size is the models' image size, for the crop rule.
 
     The place is a share of the free room rather than of the photograph, so that a defect that touches an
     edge touches the same edge of every photograph it is moved to.
@@ -38,38 +38,38 @@ def stamp(mask: np.ndarray, size: int, source: str) -> Stamp:
     left, top, right, bottom = box(mask)
     room = mask.shape[1] - (right - left), mask.shape[0] - (bottom - top)
     place = tuple(start / free if free else 0.5 for start, free in zip((left, top), room))
-    return Stamp(mask[top:bottom, left:right], place, defect_crop(mask, size).side, source)
+    return MaskPatch(mask[top:bottom, left:right], place, defect_crop(mask, size).side, source)
 
 
-def training_stamps(examples: tuple[Example, ...], size: int) -> list[Stamp]:
-    """The training masks as stamps."""
-    return [stamp(read_example(e)[1], size, str(e.mask)) for e in examples]
+def training_patches(examples: tuple[Example, ...], size: int) -> list[MaskPatch]:
+    """The training masks as patches."""
+    return [mask_patch(read_example(e)[1], size, str(e.mask)) for e in examples]
 
 
-def learned_stamp(picture: np.ndarray, donor: Stamp) -> Stamp | None:
+def learned_patch(picture: np.ndarray, reference: MaskPatch) -> MaskPatch | None:
     """A generated crop mask, bool (size, size), at the scale and place of a training mask.
 
     None if nothing is left of it at that scale.
     """
     grey = Image.fromarray(picture.astype(np.uint8) * 255)
-    scaled = np.asarray(grey.resize((donor.side, donor.side), Image.Resampling.BOX)) >= 128
+    scaled = np.asarray(grey.resize((reference.side, reference.side), Image.Resampling.BOX)) >= 128
     if not scaled.any():
         return None
     left, top, right, bottom = box(scaled)
-    return Stamp(scaled[top:bottom, left:right], donor.place, donor.side, "learned")
+    return MaskPatch(scaled[top:bottom, left:right], reference.place, reference.side, "learned")
 
 
-def fits(shape: Stamp, normal: Normal) -> bool:
-    """True if the stamp's box is no larger than the photograph."""
-    return shape.mask.shape[0] <= normal.height and shape.mask.shape[1] <= normal.width
+def fits(patch: MaskPatch, normal: Normal) -> bool:
+    """True if the patch's box is no larger than the photograph."""
+    return patch.mask.shape[0] <= normal.height and patch.mask.shape[1] <= normal.width
 
 
-def placed(shape: Stamp, normal: Normal) -> np.ndarray:
-    """The stamp in a mask of the photograph's size, bool (h, w)."""
+def placed(patch: MaskPatch, normal: Normal) -> np.ndarray:
+    """The patch in a mask of the photograph's size, bool (h, w)."""
     mask = np.zeros((normal.height, normal.width), dtype=bool)
-    h, w = shape.mask.shape
-    left, top = round(shape.place[0] * (normal.width - w)), round(shape.place[1] * (normal.height - h))
-    mask[top:top + h, left:left + w] = shape.mask
+    h, w = patch.mask.shape
+    left, top = round(patch.place[0] * (normal.width - w)), round(patch.place[1] * (normal.height - h))
+    mask[top:top + h, left:left + w] = patch.mask
     return mask
 
 

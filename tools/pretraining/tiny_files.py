@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from anomaly.output.synthetic.defects import DEFECTS, STAINS
-from anomaly.output.synthetic.products import PRODUCTS
+from anomaly.drawn.defects import DEFECTS, STAINS
+from anomaly.drawn.products import PRODUCTS
 from ldm.config import ScheduleConfig, TextConfig, UNetConfig, VAEConfig
 from ldm.text_encoder import TextEncoder
 from ldm.tokenizer import Tokenizer, vocabulary

@@ -3,21 +3,15 @@
 import numpy as np
 import torch
 
-from anomaly.crop import Cropped, defect_crop, take
-from anomaly.dataset import Defect, read_example
+from anomaly.dataset import Defect, read_photograph
 from anomaly.embedding import AnomalyEmbedding, MaskEmbedding
 from anomaly.mask_model import sample_masks
-from anomaly.output.generate import Settings, context_of, paint_crops
-from anomaly.output.sheets import mask_pixels, to_pixels
+from anomaly.painter import Settings, context_of, paint_crops
+from anomaly.runs.sheets import mask_pixels, to_pixels
+from anomaly.runs.views import training_views
 from ldm.model import StableDiffusion
 
 SHOWN = 3       # photographs and masks a defect
-
-
-def training_views(defect: Defect, size: int, factor: int) -> list[Cropped]:
-    """The training photographs in their crops, without jitter: as sampling frames them."""
-    pairs = map(read_example, defect.examples)
-    return [take(photograph, mask, defect_crop(mask, size), size, factor) for photograph, mask in pairs]
 
 
 @torch.no_grad()
@@ -25,11 +19,12 @@ def preview_row(sd: StableDiffusion, defect: Defect, learner: AnomalyEmbedding,
                 masks: MaskEmbedding | None, settings: Settings) -> tuple[str, list[np.ndarray]]:
     """Real crop and painted crop side by side, then masks of the mask model if there is one."""
     views = training_views(defect, settings.size, sd.vae.config.factor)[:SHOWN]
+    grey = [read_photograph(example.image).ndim == 2 for example in defect.examples[:SHOWN]]
     shape = (SHOWN, sd.unet.config.latent_channels, *views[0].cells.shape)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     context, pictures = context_of(sd, learner, defect.stem, torch.stack([v.mask for v in views])), []
-    for view, painted in zip(views, paint_crops(sd, views, context, noise[:len(views)], settings)):
-        pictures += [to_pixels(view.image), to_pixels(painted)]
+    for view, painted, is_grey in zip(views, paint_crops(sd, views, context, noise[:len(views)], settings), grey):
+        pictures += [to_pixels(view.image, is_grey), to_pixels(painted, is_grey)]
     if masks is not None:
         drawn = sample_masks(sd, masks.e_m[defect.stem], noise.to(sd.device), settings.steps)
         pictures += [mask_pixels(mask) for mask in drawn]

@@ -20,9 +20,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from anomaly.dataset import Defect, Example
-from anomaly.output.files import append_rows, read_rows, write_json, write_rows, write_tensors
+from anomaly.embedding import AnomalyEmbedding
 from anomaly.prompt import PROMPT
+from anomaly.runs.atomic_files import append_rows, read_rows, write_json, write_rows, write_tensors
 from anomaly.train import Record
+from ldm.model import StableDiffusion
 
 LOSS_COLUMNS = ["stage", "step", "defect", "loss", "e_a", "e_s", "e_m"]    # e_*: norms, in norms of a word
 SAVE_EVERY = 100        # steps between states
@@ -34,6 +36,11 @@ class Run:
 
     folder: Path
     config: dict
+
+    @property
+    def preview(self) -> Path:
+        """The picture to judge it by."""
+        return self.folder / "preview.jpg"
 
     @property
     def defects(self) -> list[Defect]:
@@ -94,8 +101,8 @@ def start_run(folder: Path, config: dict, resume: bool) -> Run:
     for name, value in config["options"].items():
         before = old.config["options"].get(name)
         if name not in ("steps", "weights") and value != before:
-            raise ValueError(f"--{name.replace('_', '-')}: {value!r}, but the run in {folder} was made with "
-                             f"{before!r}; resume with that or train into another --out")
+            raise ValueError(f"--{name.replace('_', '-')}: {value!r}, but the run in {folder} was made "
+                             f"with {before!r}; resume with that or train into another --out")
     if config["prediction_type"] != old.config["prediction_type"]:
         raise ValueError(f"--prediction-type: found to be {config['prediction_type']}, but the run in {folder} was "
                          f"made with {old.config['prediction_type']}; give that")
@@ -223,9 +230,18 @@ def load_module(run: Run, name: str) -> dict[str, Tensor]:
     return tensors
 
 
-def check_weights(run: Run, path: str, sha256: str) -> None:
-    """ValueError if the checkpoint at path, with this fingerprint, is not the one the run was made with."""
+def check_weights(run: Run, source: str, sha256: str) -> None:
+    """ValueError if the checkpoint at source, with this fingerprint, is not the one the run was made with."""
     made_with = run.config["weights_sha256"]
     if sha256 != made_with:
-        raise ValueError(f"{run.folder}: made with another model than {path} (sha256 {made_with[:12]}, "
+        raise ValueError(f"{run.folder}: made with another model than {source} (sha256 {made_with[:12]}, "
                          f"found {sha256[:12]}); use the model of the run or train again")
+
+
+def load_learner(run: Run, sd: StableDiffusion, defects: list[Defect]) -> AnomalyEmbedding:
+    """The run's embeddings of these defects and its spatial encoder, frozen."""
+    learner = AnomalyEmbedding(sd, defects, seed=0)
+    for defect in defects:
+        learner.e_a[defect.stem].data.copy_(load_vectors(run, "embeddings", defect))
+    learner.spatial_encoder.load_state_dict(load_module(run, "spatial_encoder"))
+    return learner.requires_grad_(False)

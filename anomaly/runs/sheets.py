@@ -1,4 +1,4 @@
-"""Pictures to judge by: the preview of a training run and the contact sheet of generated pairs."""
+"""Labelled rows of pictures to judge by: the preview of a run, the contact sheet of pairs."""
 
 import numpy as np
 import torch
@@ -9,9 +9,10 @@ TILE = 128      # pixels a side of each picture on a sheet
 LABEL = 16      # pixels for the line of text above a row
 
 
-def to_pixels(image: Tensor) -> np.ndarray:
-    """(3, h, w) in [-1, 1] -> uint8 (h, w, 3)."""
-    return ((image.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
+def to_pixels(image: Tensor, grey: bool = False) -> np.ndarray:
+    """(3, h, w) in [-1, 1] -> uint8 (h, w, 3), or (h, w) where the photograph is grey: a decoder has tints."""
+    pixels = ((image.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
+    return np.asarray(Image.fromarray(pixels).convert("L")) if grey else pixels
 
 
 def sheet(rows: list[tuple[str, list[np.ndarray]]]) -> np.ndarray:

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from anomaly.dataset import Defect
 from anomaly.embedding import AnomalyEmbedding
-from anomaly.output.generate import Settings, context_of, paint_crops
-from anomaly.output.preview import training_views
-from anomaly.output.quality import contrast
+from anomaly.painter import Settings, context_of, paint_crops
+from anomaly.runs.views import training_views
+from anomaly.scores.pictures import contrast
 from anomaly.sampler import Guidance
 from anomaly.train import more_precise
 from ldm.model import StableDiffusion

@@ -1,0 +1,113 @@
+"""The story of sampling: a run -> a data set of image-mask pairs. `python tools/sample.py` tells it.
+
+    plan -> mask -> placement -> crop -> blended DDIM -> composite -> files
+
+Pairs are painted in blocks of the batch size. The last block of a defect is filled up with the pairs that would
+follow, which are not written: every kernel sees one shape, and a pair's bytes do not depend on how many are made.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from anomaly.crop import defect_crop, take
+from anomaly.dataset import Defect, read_photograph
+from anomaly.embedding import AnomalyEmbedding
+from anomaly.pairs.composite import change, composite
+from anomaly.pairs.masks import MaskSource, learned_masks
+from anomaly.pairs.pair_folder import PairFolder
+from anomaly.pairs.placement import Normal, find_normals
+from anomaly.pairs.plan import Plan, Target, draw_plan
+from anomaly.painter import Settings, Weigh, context_of, paint_crops
+from anomaly.progress import Report, silent
+from anomaly.runs import run_folder
+from anomaly.runs.run_folder import Run
+from anomaly.sampler import STEPS, Guidance
+from ldm.model import StableDiffusion
+
+PAIRS, BATCH_SIZE = 16, 8       # pairs a defect, and how many are painted together
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A pair on the disk."""
+
+    image: Path
+    mask: Path
+    defect: Defect
+    k: int
+    change: float       # mean absolute change under the mask, 0 (nothing was painted) to 1
+
+
+def normals_of(defect: Defect, path: Path | None) -> list[Normal]:
+    """The photographs to paint a defect into: of path, else those of the data that it was learned from."""
+    if path is None and defect.normals is None:
+        raise ValueError(f"--normals: {defect.key} was learned from data without train/good; "
+                         f"name a folder of defect-free photographs")
+    return find_normals(defect.normals if path is None else path.resolve())
+
+
+def paint_block(sd: StableDiffusion, learner: AnomalyEmbedding, defect: Defect, plans: list[Plan],
+                targets: list[Target], settings: Settings) -> list[tuple[np.ndarray, float]]:
+    """The finished image of each plan, and its change; each photograph keeps every pixel outside its mask."""
+    photographs = [read_photograph(t.normal.path) for t in targets]
+    crops = [defect_crop(t.mask, settings.size) for t in targets]
+    views = [take(p, t.mask, c, settings.size, sd.vae.config.factor)
+             for p, t, c in zip(photographs, targets, crops)]
+    context = context_of(sd, learner, defect.stem, torch.stack([v.mask for v in views]))
+    noise = torch.from_numpy(np.stack([p.noise for p in plans]))
+    images = [composite(photograph, target.mask, crop, painted) for photograph, target, crop, painted in zip(
+        photographs, targets, crops, paint_crops(sd, views, context, noise, settings))]
+    return [(after, change(before, after, t.mask)) for before, after, t in zip(photographs, images, targets)]
+
+
+def paint(sd: StableDiffusion, run: Run, folder: PairFolder, *, defects: list[Defect] | None = None,
+          n: int | None = None, normals: Path | None = None, masks: MaskSource = learned_masks,
+          steps: int = STEPS, guidance: float | None = None, against_object: bool = False,
+          weigh: Weigh | None = None, batch_size: int = BATCH_SIZE, seed: int = 0,
+          report: Report = silent) -> Iterator[Pair]:
+    """Paint n pairs of every defect of the run; yields each when it is written. What is there is not painted again.
+
+    defects: None: all of the run's. n: a defect; None: PAIRS, or 1 for one photograph and one mask file. normals: a
+    photograph or a folder; None: those of the data. guidance: a scale; None: what training found, or 1 with a
+    re-weighting. against_object: the negative prompt is the object's words, not empty. weigh: d, m -> w_m.
+    """
+    run_folder.check_weights(run, sd.source, sd.fingerprint())
+    defects = run.defects if defects is None else defects
+    photographs = {d.key: normals_of(d, normals) for d in defects}
+    learner = run_folder.load_learner(run, sd, defects)
+    to_rgb = run_folder.load_module(run, "latent_to_rgb")["latent_to_rgb"].to(sd.device)
+    cells = run.config["size"] // sd.vae.config.factor
+    shape = (sd.unet.config.latent_channels, cells, cells)
+    if weigh is not None and guidance is None:
+        log.info("with a re-weighting the guidance is 1: both strengthen, and its scale was found without")
+        guidance = 1.0
+    for defect in defects:
+        there = photographs[defect.key]
+        source = masks(sd, run, defect, there, steps)
+        wanted = n if n is not None else 1 if source.one_file and len(there) == 1 else PAIRS
+        negative = defect.object.replace("_", " ") if against_object else ""
+        scale = run_folder.load_guidance(run, defect) if guidance is None else guidance
+        settings = Settings(run.config["size"], steps, Guidance(scale, sd.context(negative)), to_rgb, weigh)
+        missing = {k for k in range(wanted) if not folder.done(defect, k)}
+        label = f"painting {defect.key}, guidance {scale:g}"
+        report(label, wanted - len(missing), wanted, "")
+        for start in range(0, wanted, batch_size):
+            block = range(start, start + batch_size)
+            if missing.isdisjoint(block):
+                continue
+            plans = [draw_plan(defect, k, seed, shape, source.references, len(there)) for k in block]
+            targets = source.choose(plans)
+            for plan, target, (image, changed) in zip(
+                    plans, targets, paint_block(sd, learner, defect, plans, targets, settings)):
+                if plan.k in missing:
+                    paths = folder.write(defect, plan.k, target, image, changed, seed)
+                    missing.remove(plan.k)
+                    report(label, wanted - len(missing), wanted, "")
+                    yield Pair(*paths, defect, plan.k, changed)
+    folder.finish(run.config["size"])

@@ -1,0 +1,19 @@
+"""How a long story says where it is: it calls report(label, done, total, note), and the caller shows it or not."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+Report = Callable[[str, int, int, str], None]     # label, done, total, note
+
+
+def silent(label: str, done: int, total: int, note: str) -> None:
+    """A report that nobody sees: the default. tools/cli.py has the one with a bar."""
+
+
+def each(items: Iterable[T], label: str, total: int, report: Report) -> Iterator[T]:
+    """The items, each counted once it has been worked on."""
+    report(label, 0, total, "")
+    for done, item in enumerate(items, 1):
+        yield item
+        report(label, done, total, "")

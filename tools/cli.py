@@ -1,0 +1,186 @@
+"""What every tool says and reads: options with one-line errors, exit codes, the device, progress."""
+
+import argparse
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from tqdm import tqdm
+
+from anomaly import __version__
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but a mistake is one line on stderr and exit 2, not the whole usage. examples end the help."""
+
+    def __init__(self, prog: str, description: str, examples: str):
+        super().__init__(prog=prog, description=description, epilog=examples, allow_abbrev=False,
+                         usage=f"python tools/{prog} [options]",
+                         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
+                             prog, max_help_position=26, width=100))
+        self.add_argument("--version", action="version", version=f"few-shot-defects {__version__}",
+                          help="show the version and exit")
+
+    def error(self, message: str) -> NoReturn:
+        message = message.replace("unrecognized arguments:", "unknown option")
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def add_machine_options(parser: Parser) -> None:
+    """The group of options that say on what to compute."""
+    group = parser.add_argument_group("where to compute")
+    group.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto",
+                       help="auto (default): cuda if there is one, else cpu")
+    group.add_argument("--dtype", choices=["auto", "fp32", "bf16", "fp16"], default="auto",
+                       help="of the frozen model; auto (default): fp16 on cuda, fp32 on a cpu")
+
+
+def at_least(low: int, most: int | None = None) -> Callable[[str], int]:
+    """An argparse type: an integer from low to most."""
+    def integer(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number") from None
+        if value < low or (most is not None and value > most):
+            span = f"at least {low}" if most is None else f"{low} to {most}"
+            raise argparse.ArgumentTypeError(f"found {value}, expected {span}")
+        return value
+    return integer
+
+
+def positive(text: str) -> float:
+    """An argparse type: a finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number") from None
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"found {text}, expected a number above 0")
+    return value
+
+
+def auto_or(number: Callable[[str], float]) -> Callable[[str], float | None]:
+    """An argparse type: the word auto (None), or what number takes."""
+    def read(text: str) -> float | None:
+        if text == "auto":
+            return None
+        try:
+            return number(text)
+        except argparse.ArgumentTypeError as err:
+            raise argparse.ArgumentTypeError(f"{err} or auto") from None
+    return read
+
+
+def path_or(*words: str) -> Callable[[str], str | Path]:
+    """An argparse type: one of the words itself, or a path (./word, for one of that name)."""
+    return lambda text: text if text in words else Path(text)
+
+
+def choose_device(name: str) -> str:
+    """auto, cpu or cuda -> the device; ValueError if cuda is asked for and there is none."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: no CUDA device was found; use --device cpu or auto")
+    return "cuda" if name == "auto" and torch.cuda.is_available() else "cpu" if name == "auto" else name
+
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_dtype(name: str, device: str) -> str:
+    """auto, fp32, bf16 or fp16 -> that of the frozen weights; auto is fp16 on CUDA, else fp32.
+
+    Raises ValueError for fp16 on a CPU, where it is slower than float32 and some kernels are missing.
+    """
+    if name == "fp16" and device == "cpu":
+        raise ValueError("--dtype fp16: found a CPU, expected CUDA; use --dtype fp32 or bf16")
+    if name == "auto":
+        return "fp32" if device == "cpu" else "fp16"
+    return name
+
+
+class Remarks(logging.Handler):
+    """A line on stderr for each remark of the packages, beside the bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(record.getMessage(), file=sys.stderr)
+
+
+def run_tool(name: str, main: Callable[[], None]) -> int:
+    """Exit code of a tool: 0, 2 if the input is at fault, 130 if interrupted, 1 for anything else."""
+    for package in map(logging.getLogger, ("ldm", "weights", "anomaly")):
+        package.handlers, package.level, package.propagate = [Remarks()], logging.INFO, False
+    try:
+        main()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError, PermissionError,
+            ValueError) as err:
+        print(f"{name}: {err}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted; what is written is whole, the same command goes on from there"
+              f"{' with --resume' if name.startswith('train') else ''}", file=sys.stderr)
+        return 130
+    except (RuntimeError, OSError) as err:
+        print(f"{name}: {' '.join(str(err).split())}", file=sys.stderr)
+        return 1
+    return 0
+
+
+class Display:
+    """A report for anomaly's stories, on stderr: a bar on a terminal, else a line every few seconds.
+
+    A thread keeps it alive in long steps. What failed at once shows nothing but its own line.
+    """
+
+    SECONDS = 5.0       # between lines when stderr is not a terminal
+
+    def __init__(self) -> None:
+        self._label, self._done, self._total, self._note = "", 0, 0, ""
+        self._bar: tqdm | None = None
+        self._start, self._stop = 0.0, threading.Event()
+
+    def __enter__(self) -> "Display":
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._thread.start()
+        return self
+
+    def __call__(self, label: str, done: int, total: int, note: str = "") -> None:
+        """Something is now at done of total; the same label goes on with the same bar."""
+        if label != self._label:
+            self._close()
+            self._start = time.monotonic()
+            self._bar = tqdm(desc=label, total=total, initial=done) if sys.stderr.isatty() else None
+        self._label, self._done, self._total, self._note = label, done, total, note
+        if self._bar is not None:
+            self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(done - self._bar.n)
+        if done >= total:
+            if self._bar is None:
+                self._line()
+            self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        self._label, self._bar = "", None
+
+    def _line(self) -> None:
+        print(f"{self._label}: {self._done}/{self._total} {self._note} "
+              f"({time.monotonic() - self._start:.0f} s)", file=sys.stderr, flush=True)
+
+    def _beat(self) -> None:
+        while not self._stop.wait(1.0 if sys.stderr.isatty() else self.SECONDS):
+            if self._bar is not None:
+                self._bar.refresh()
+            elif self._label:
+                self._line()
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._close()
