@@ -35,7 +35,7 @@ class Source:
     """The file of one part and where each of its keys goes."""
 
     path: Path
-    slots: dict[str, list[Slot]]
+    slots: dict[str, list[Slot]]    # none empty
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def read_folder(folder: Path) -> Checkpoint:
             remarks.append(f"{path}: half precision, because there is no {PARTS[part]}.safetensors")
         with open_weights(path, "cpu") as file:
             found = {key: layouts.folder_slots(key, part) for key in file.keys()}
-        sources[part] = Source(path, {key: slots for key, slots in found.items() if slots is not None})
+        sources[part] = Source(path, {key: slots for key, slots in found.items() if slots})
     stated = "prediction_type" in read_json(scheduler)
     return Checkpoint(unet, vae, text, schedule, folder_tokenizer(folder / "tokenizer", text), sources,
                       unet.sample_size, str(scheduler) + ("" if stated else " states none, diffusers' default"),
@@ -148,11 +148,9 @@ def read_single_file(path: Path) -> Checkpoint:
     ema = sum(key.startswith("model_ema.") for key in keys) > 100   # fewer: only its counters were left
     for key in keys:
         part, found = layouts.single_file_slots(key, text.layers)
-        if found is None:
-            continue
-        if part == "":
-            part = "unet"       # a key of no part: unexpected, like a key of a part without a place
-        slots[part][layouts.ema_name(key) if ema and part == "unet" and found else key] = found
+        if found:
+            averaged = ema and part == "unet" and found != layouts.no_place(key)
+            slots[part][layouts.ema_name(key) if averaged else key] = found
     if ema:
         remarks.append(f"{path}: the averaged weights (model_ema) of the U-Net are taken, as in the folders")
     schedule, prediction = ScheduleConfig(), None

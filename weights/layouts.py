@@ -36,13 +36,13 @@ FOLDER_VAE = [      # diffusers 0.6 to 0.10 saved the published folders with the
 FOLDER = {"unet": [], "vae": FOLDER_VAE, "text_encoder": FOLDER_TEXT}
 
 # The original single file: prefix -> part. Older merges lack the "text_model." of SD 1.x, as newer folders do.
+UNET_PREFIX, VAE_PREFIX, OPEN_CLIP = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.model."
 PREFIXES = {
-    "model.diffusion_model.": "unet",
-    "first_stage_model.": "vae",
+    UNET_PREFIX: "unet",
+    VAE_PREFIX: "vae",
     "cond_stage_model.transformer.": "text_encoder",    # SD 1.x: CLIP, with the names of its folder
-    "cond_stage_model.model.": "text_encoder",          # SD 2.x: OpenCLIP
+    OPEN_CLIP: "text_encoder",                          # SD 2.x: OpenCLIP
 }
-OPEN_CLIP = "cond_stage_model.model."
 # Not weights of the three parts: training state, the schedule's tables, the parts of OpenCLIP that SD leaves out.
 IGNORED = (
     "model_ema.", "first_stage_model.loss.", "betas", "alphas_cumprod", "alphas_cumprod_prev",
@@ -197,12 +197,17 @@ def _look_up(table: str, key: str) -> tuple[str, str] | None:
     return None
 
 
-def folder_slots(key: str, part: str) -> list[Slot] | None:
-    """Where a key of a folder's file goes; None: nowhere, and rightly so."""
+def no_place(key: str) -> list[Slot]:
+    """The slots of a key that no table knows: its own name, which no module has, so that it is found unexpected."""
+    return [Slot(key)]
+
+
+def folder_slots(key: str, part: str) -> list[Slot]:
+    """Where a key of a folder's file goes; [] if nowhere, and rightly so."""
     for old, new, _ in FOLDER[part]:
         if key.startswith(old):
             if new is None:
-                return None
+                return []
             key = new + key[len(old):]
     return [Slot(key)]
 
@@ -210,54 +215,54 @@ def folder_slots(key: str, part: str) -> list[Slot] | None:
 def _unet_slots(key: str) -> list[Slot]:
     found = _look_up(UNET, key)
     if found is None:
-        return []
+        return no_place(UNET_PREFIX + key)
     name, rest = found
     if ".resnets." in name:
         inner = _look_up(UNET_RESNET, rest[1:])
-        return [] if inner is None else [Slot(f"{name}.{inner[0]}{inner[1]}")]
+        return no_place(UNET_PREFIX + key) if inner is None else [Slot(f"{name}.{inner[0]}{inner[1]}")]
     return [Slot(name + rest)]
 
 
 def _vae_slots(key: str) -> list[Slot]:
     found = _look_up(VAE, key)
     if found is None:
-        return []
+        return no_place(VAE_PREFIX + key)
     name, rest = found
     if ".resnets." in name or ".attentions." in name:
         inner = _look_up(VAE_RESNET if ".resnets." in name else VAE_ATTENTION, rest[1:])
         if inner is None:
-            return []
+            return no_place(VAE_PREFIX + key)
         name, rest = f"{name}.{inner[0]}", inner[1]
     convolution = ".attentions." in name and "group_norm" not in name and rest == ".weight"
     return [Slot(name + rest, (lambda t: t.flatten(1)) if convolution else None)]
 
 
-def _open_clip_slots(key: str, layers: int) -> list[Slot] | None:
+def _open_clip_slots(key: str, layers: int) -> list[Slot]:
     found = _look_up(TEXT, key)
     if found is None:
-        return []
+        return no_place(OPEN_CLIP + key)
     name, rest = found
     if name != "encoder.layers":
         return [Slot(name + rest)]
     number, _, inside = rest[1:].partition(".")
     if number == str(layers):       # "penultimate": the last layer is in the file and is not run
-        return None
+        return []
     inner = _look_up(TEXT_LAYER, inside)
     if inner is None:
-        return []
+        return no_place(OPEN_CLIP + key)
     name, rest = f"{name}.{number}.{inner[0]}", inner[1]
     if "{q,k,v}" not in name:
         return [Slot(name + rest)]
     return [Slot(name.replace("{q,k,v}", q), lambda t, i=i: t.chunk(3)[i]) for i, q in enumerate("qkv")]
 
 
-def single_file_slots(key: str, layers: int) -> tuple[str, list[Slot] | None]:
-    """The part that a key of the single file belongs to, "" if none, and where it goes there.
+def single_file_slots(key: str, layers: int) -> tuple[str, list[Slot]]:
+    """The part that a key of the single file belongs to and where it goes there; [] if nowhere, and rightly so.
 
-    None: nowhere, and rightly so; []: no place is known. layers: how many the text encoder runs.
+    A key of no part counts as the U-Net's, where it has no place. layers: how many the text encoder runs.
     """
     if any(key == row or row[-1] == "." and key.startswith(row) for row in IGNORED):
-        return "", None
+        return "unet", []
     for prefix, part in PREFIXES.items():
         if key.startswith(prefix):
             name = key.removeprefix(prefix)
@@ -266,7 +271,7 @@ def single_file_slots(key: str, layers: int) -> tuple[str, list[Slot] | None]:
             if part == "vae":
                 return part, _vae_slots(name)
             return part, _open_clip_slots(name, layers) if prefix == OPEN_CLIP else folder_slots(name, part)
-    return "", []
+    return "unet", no_place(key)
 
 
 def ema_name(key: str) -> str:
