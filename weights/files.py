@@ -32,15 +32,23 @@ PARTS_ALONE = [
 ]
 
 
+# Python that converts a pickle without running any code of it: torch unpickles tensors and containers alone, and
+# other classes (Lightning's callbacks in .ckpt files) become empty stand-ins.
+CONVERSION = ("import torch, safetensors.torch, zipfile; f = {source!r}; s = torch.serialization; "
+              "skipped = type('Skipped', (), dict.fromkeys(('__init__', '__setstate__'), lambda *a, **k: None)); "
+              "s.add_safe_globals([(skipped, n) for n in s.get_unsafe_globals_in_checkpoint(f)] "
+              "if zipfile.is_zipfile(f) else []); "
+              "w = torch.load(open(f, 'rb'), map_location='cpu', weights_only=True); "
+              "safetensors.torch.save_file({{k: v.contiguous().clone() for k, v in w.get('state_dict', w).items() "
+              "if isinstance(v, torch.Tensor)}}, {target!r})")
+
+
 def pickle_refusal(path: Path, target: Path | None = None) -> str:
-    """The line for a pickle; what follows the last colon is Python that converts it to target."""
+    """The line for a pickle; what follows "in Python: " converts it to target."""
     target = target or path.with_suffix(".safetensors")
     target = path.with_stem(path.stem + "-converted") if target == path else target
     return (f"{path}: is a pickle, which can run code when it is opened and is never loaded; use the published "
-            f".safetensors or convert it once in Python: import torch, safetensors.torch; "
-            f"w = torch.load(open({str(path)!r}, 'rb'), weights_only=True); "
-            f"safetensors.torch.save_file({{k: v.contiguous().clone() for k, v in w.get('state_dict', w).items() "
-            f"if isinstance(v, torch.Tensor)}}, {str(target)!r})")
+            f".safetensors or convert it once in Python: {CONVERSION.format(source=str(path), target=str(target))}")
 
 
 def refuse_pointer(path: Path, start: str) -> None:
