@@ -7,6 +7,7 @@ float16 ends at 65504, and activations of the VAE can pass it. What is not finit
 never a black image.
 """
 
+import logging
 from copy import deepcopy
 
 import torch
@@ -21,9 +22,10 @@ from ldm.config import VAEConfig
 # latent-diffusion's Normalize(): 1e-6 in every GroupNorm of the VAE. With 1e-5 a noisy image hardly
 # changes, a flat one is wrong by a tenth: variances there are as small as eps.
 NORM_EPS = 1e-6
+log = logging.getLogger(__name__)
 
 
-class Attention(nn.Module):
+class VAEAttention(nn.Module):
     """Single-head self-attention over a feature map, around a residual. (b, c, h, w) -> same."""
 
     def __init__(self, channels: int, norm_groups: int):
@@ -63,14 +65,14 @@ class Level(nn.Module):
         return x
 
 
-class MidBlock(nn.Module):
+class VAEMidBlock(nn.Module):
     """Resnet, attention, resnet at the coarsest resolution."""
 
     def __init__(self, config: VAEConfig):
         super().__init__()
         width = config.channels[-1]
         self.resnets = _resnets(config, width, width, 2)
-        self.attentions = nn.ModuleList([Attention(width, config.norm_groups)])
+        self.attentions = nn.ModuleList([VAEAttention(width, config.norm_groups)])
 
     def forward(self, x: Tensor) -> Tensor:
         return self.resnets[1](self.attentions[0](self.resnets[0](x)))
@@ -86,7 +88,7 @@ class Encoder(nn.Module):
         self.down_blocks = nn.ModuleList(
             Level(config, widths[max(i - 1, 0)], widths[i], config.layers_per_block, down=i < last)
             for i in range(len(widths)))
-        self.mid_block = MidBlock(config)
+        self.mid_block = VAEMidBlock(config)
         self.conv_norm_out = nn.GroupNorm(config.norm_groups, widths[-1], eps=NORM_EPS)
         self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
 
@@ -104,7 +106,7 @@ class Decoder(nn.Module):
         super().__init__()
         widths, last = config.channels[::-1], len(config.channels) - 1
         self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
-        self.mid_block = MidBlock(config)
+        self.mid_block = VAEMidBlock(config)
         # One resnet more than the encoder has a level: latent-diffusion's Decoder.
         self.up_blocks = nn.ModuleList(
             Level(config, widths[max(i - 1, 0)], widths[i], config.layers_per_block + 1, up=i < last)
@@ -130,6 +132,7 @@ class VAE(nn.Module):
         self.quant_conv = nn.Conv2d(2 * z, 2 * z, 1)
         self.post_quant_conv = nn.Conv2d(z, z, 1)
         self.decoder = Decoder(config)
+        self.overflowed_before = False      # said once
 
     @property
     def dtype(self) -> torch.dtype:
@@ -137,7 +140,11 @@ class VAE(nn.Module):
         return self.quant_conv.weight.dtype
 
     def _overflowed(self, x: Tensor) -> bool:
-        return self.dtype in (torch.float16, torch.bfloat16) and not bool(x.isfinite().all())
+        overflowed = self.dtype in (torch.float16, torch.bfloat16) and not bool(x.isfinite().all())
+        if overflowed and not self.overflowed_before:
+            log.warning("the VAE overflows in half precision; what does is computed again in float32, which takes longer")
+        self.overflowed_before |= overflowed
+        return overflowed
 
     def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """image (b, 3, f*h, f*w) in [-1, 1] -> mean and std of the latents, (b, 4, h, w), scaled."""

@@ -35,6 +35,7 @@ VAE_FIXED = {
 }
 # Counts of modules, which are built before the weights are compared with them.
 MOST = {"layers_per_block": 16, "num_hidden_layers": 128, "block_out_channels": 2 ** 15}
+LEAST_TIMESTEPS = 2     # sampling skips at least every other one
 BOOLEAN = {False: False, True: True}
 TEXT_FIXED = {"layer_norm_eps": 1e-5}
 SCHEDULE_FIXED = {
@@ -173,6 +174,9 @@ def schedule_config(path: Path) -> ScheduleConfig:
         raise ValueError(f"{path}: beta_start and beta_end are {betas}, expected 0 < start < end < 1")
     steps = found.get("num_train_timesteps", default.train_timesteps)
     steps = _need({"num_train_timesteps": steps}, "num_train_timesteps", path, int)
+    if steps < LEAST_TIMESTEPS:
+        raise ValueError(f"{path}: num_train_timesteps is {steps}, expected {LEAST_TIMESTEPS} or more; published models "
+                         f"have 1000")
     # Absent from SD 1.x files, where it means "epsilon", as in diffusers.
     v_prediction = _one_of(found, "prediction_type", {"epsilon": False, "v_prediction": True}, "epsilon", path)
     return ScheduleConfig(train_timesteps=steps, beta_start=betas[0], beta_end=betas[1],
