@@ -1,7 +1,8 @@
 """AnomalyDiffusion (AAAI 2024): learn a defect from a few photographs, paint it into normal ones.
 
-The files of this folder are the paper, in the order of the data: dataset, crop, embedding, spatial_encoder,
-prompt, train, reweight, sampler, painter, mask_model. Round them, each importing only what stands before it:
+The files of this folder are the paper, in the order of the data: dataset, crop, embedding,
+spatial_encoder, prompt, train, reweight, sampler, painter, mask_model. Round them, each importing
+only what stands before it:
 
     scores/     numbers by which pictures are judged
     runs/       photographs -> a run: the story of tools/train_embed.py is runs.learn

@@ -1,8 +1,8 @@
 """The square crop around a defect that training and sampling share, and its augmentation.
 
-A scratch that fills a thousandth of a photograph covers no latent cell worth learning from; in a crop
-around it, it covers many. The same rule frames training photographs, masks for the mask model, and the
-place in a normal photograph where a defect will be painted.
+A scratch that fills a thousandth of a photograph covers no latent cell worth learning from; in a
+crop around it, it covers many. The same rule frames training photographs, masks for the mask model,
+and the place in a normal photograph where a defect will be painted.
 
 departs from the paper: it trains on whole images at 256 px.
 """
@@ -52,7 +52,8 @@ def _start(low: int, high: int, side: int, extent: int, rng: np.random.Generator
     """First pixel of the crop along one axis, for a mask box low..high and a photograph of extent.
 
     The crop contains the box. It stays inside the photograph if it can, else it contains the
-    photograph. In the middle of what is allowed round the box's centre, or anywhere allowed with rng.
+    photograph. In the middle of what is allowed round the box's centre, or anywhere allowed with
+    rng.
     """
     first, last = high - side, low                                  # all that contain the box
     first, last = max(first, min(0, extent - side)), min(last, max(0, extent - side))
@@ -81,7 +82,8 @@ def touched(mask: np.ndarray, crop: Crop, grid: int) -> np.ndarray:
 
     Exact for every ratio of pixels to cells, so a one-pixel scratch survives. Nothing outside the
     photograph is mask: mirrored surroundings never count.
-    departs from the released code: it shrinks the mask bilinearly and cuts at 0.5, which loses thin defects.
+    departs from the released code: it shrinks the mask bilinearly and cuts at 0.5, which loses thin
+    defects.
     """
     rows, columns = crop.inside(*mask.shape)
     pixels = np.zeros((crop.side, crop.side), dtype=bool)
@@ -114,47 +116,77 @@ def take(photograph: np.ndarray, mask: np.ndarray, crop: Crop, size: int, factor
                    torch.from_numpy(touched(mask, crop, size // factor)))
 
 
-def rotate(photograph: np.ndarray, mask: np.ndarray, angle: float) -> tuple[np.ndarray, np.ndarray]:
-    """Both turned by angle degrees about the mask's centre, same size; corners filled by mirroring.
+def _turned(source: np.ndarray, left: int, top: int, angle: float, centre: tuple[float, float], rows: slice,
+            columns: slice, resample: Image.Resampling) -> np.ndarray:
+    """Rows and columns of an image turned by angle degrees about centre (x, y); source is its part
+    at left, top.
 
-    The mask is padded with background, so a filled corner is never mask and counts in no loss. Its cut
-    at a quarter keeps a single pixel alive at every angle (bilinear weights reach a quarter somewhere).
+    Beyond the source is black.
+    """
+    radians = -np.radians(angle)        # where a pixel of the turned image comes from
+    cos, sin, x, y = np.cos(radians), np.sin(radians), columns.start - centre[0], rows.start - centre[1]
+    matrix = (cos, sin, cos * x + sin * y + centre[0] - left, -sin, cos, cos * y - sin * x + centre[1] - top)
+    size = columns.stop - columns.start, rows.stop - rows.start
+    return np.asarray(Image.fromarray(source).transform(size, Image.Transform.AFFINE, matrix, resample))
+
+
+def turn_mask(mask: np.ndarray, angle: float) -> np.ndarray:
+    """The mask turned by angle degrees about the middle of its box, same size; what leaves it is
+    lost.
+
+    The cut at a quarter keeps a single pixel alive at every angle (bilinear weights reach a quarter
+    somewhere).
     """
     left, top, right, bottom = box(mask)
-    height, width = mask.shape
-    pad = int(np.hypot(height, width) * abs(np.sin(np.radians(angle)))) + 2
-    rows, columns = _mirrored(-pad, height + 2 * pad, height), _mirrored(-pad, width + 2 * pad, width)
-    grown = photograph[rows][:, columns]
-    centre = ((left + right) / 2 + pad, (top + bottom) / 2 + pad)
-    turned = Image.fromarray(grown).rotate(angle, Image.Resampling.BICUBIC, center=centre)
-    grown_mask = Image.fromarray(np.pad(mask, pad).astype(np.uint8) * 255)
-    turned_mask = grown_mask.rotate(angle, Image.Resampling.BILINEAR, center=centre)
-    window = (slice(pad, pad + height), slice(pad, pad + width))
-    return np.asarray(turned)[window], np.asarray(turned_mask)[window] > 62
+    centre, reach = ((left + right) / 2, (top + bottom) / 2), int(np.hypot(right - left, bottom - top) / 2) + 2
+    rows, columns = (slice(max(0, int(c) - reach), min(n, int(c) + reach + 1))
+                     for c, n in zip(centre[::-1], mask.shape))
+    patch = np.pad(mask[top:bottom, left:right], 2).astype(np.uint8) * 255
+    out = np.zeros(mask.shape, dtype=bool)
+    out[rows, columns] = _turned(patch, left - 2, top - 2, angle, centre, rows, columns,
+                                 Image.Resampling.BILINEAR) > 62
+    return out
 
 
-def turned(photograph: np.ndarray, mask: np.ndarray, flip: bool,
-           rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Both mirrored or not (never with flip False) and turned a little at random."""
-    if flip and rng.random() < 0.5:
-        photograph, mask = photograph[:, ::-1], mask[:, ::-1]
-    if flip and rng.random() < 0.5:
-        photograph, mask = photograph[::-1], mask[::-1]
-    photograph, mask = np.ascontiguousarray(photograph), np.ascontiguousarray(mask)
-    rotated = rotate(photograph, mask, rng.uniform(-MAX_ANGLE, MAX_ANGLE))
-    # A mask in a corner can be turned out of the photograph.
-    return rotated if rotated[1].any() else (photograph, mask)
+def turn_window(photograph: np.ndarray, angle: float, centre: tuple[float, float], rows: slice,
+                columns: slice) -> np.ndarray:
+    """Rows and columns of the photograph turned by angle degrees about centre (x, y); mirrored
+    beyond its edges.
+
+    Only what these pixels come from is read: a photograph may be a hundred times as large as the
+    crop.
+    """
+    corners = [(x - centre[0], y - centre[1]) for x in (columns.start, columns.stop) for y in (rows.start, rows.stop)]
+    reach = int(max(np.hypot(*corner) for corner in corners)) + 3   # the window lies in this circle at any angle
+    left, top = int(centre[0]) - reach, int(centre[1]) - reach
+    source = photograph[np.ix_(_mirrored(top, 2 * reach + 1, photograph.shape[0]),
+                               _mirrored(left, 2 * reach + 1, photograph.shape[1]))]
+    return _turned(source, left, top, angle, centre, rows, columns, Image.Resampling.BICUBIC)
 
 
 def augmented(photograph: np.ndarray, mask: np.ndarray, size: int, factor: int, flip: bool,
               rng: np.random.Generator) -> Cropped:
-    """One random view: turned, then a jittered crop.
+    """One random view: mirrored or not (never with flip False), turned a little, in a jittered
+    crop.
 
-    departs from the released code: it rotates one way by up to 20 degrees over black corners, with one
-    draw and one crop box for a whole batch; here every sample has its own.
+    Turned corners are filled by mirroring, and never mask, so that they count in no loss.
+    departs from the released code: it rotates one way by up to 20 degrees over black corners, with
+    one draw and one crop box for a whole batch; here every sample has its own.
     """
-    photograph, mask = turned(photograph, mask, flip, rng)
-    return take(photograph, mask, defect_crop(mask, size, rng), size, factor)
+    if flip and rng.random() < 0.5:
+        photograph, mask = photograph[:, ::-1], mask[:, ::-1]
+    if flip and rng.random() < 0.5:
+        photograph, mask = photograph[::-1], mask[::-1]
+    left, top, right, bottom = box(mask)
+    angle = rng.uniform(-MAX_ANGLE, MAX_ANGLE)
+    turned = turn_mask(mask, angle)
+    if not turned.any():        # a mask in a corner can be turned out of the photograph
+        angle, turned = 0.0, mask
+    crop = defect_crop(turned, size, rng)
+    rows, columns = crop.inside(*mask.shape)
+    seen = np.zeros(photograph.shape, dtype=np.uint8)       # but for the crop, where nothing is read
+    seen[rows, columns] = turn_window(photograph, angle, ((left + right) / 2, (top + bottom) / 2), rows, columns)
+    return take(seen, turned, crop, size, factor)
 
 
 def thin(cropped: Cropped) -> bool:

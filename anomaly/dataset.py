@@ -80,7 +80,8 @@ def read_photograph(path: Path) -> np.ndarray:
 def read_mask(path: Path) -> np.ndarray:
     """bool (h, w), True on the defect.
 
-    Above 127 if the file's maximum is at least 128 (0/255 masks, grey edges), else above 0 (index masks).
+    Above 127 if the file's maximum is at least 128 (0/255 masks, grey edges), else above 0 (index
+    masks).
     """
     image = _open(path, "mask")
     if image.mode not in ("L", "P", "1", "F") and not image.mode.startswith("I"):
@@ -178,10 +179,12 @@ def select(defects: list[Defect], only: str | None) -> list[Defect]:
 
 
 def first_third(defect: Defect) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-    """The paper's split: train on the lowest floor(n / 3) examples by name, at least one, and test on the rest.
+    """The paper's split: train on the lowest floor(n / 3) examples by name, at least one, and test
+    on the rest.
 
     Raises ValueError if a photograph is in both, by way of a link.
-    departs from the released code: it trains on one example more, which its evaluation then tests on.
+    departs from the released code: it trains on one example more, which its evaluation then tests
+    on.
     """
     count = max(1, len(defect.examples) // 3)
     train, test = defect.examples[:count], defect.examples[count:]

@@ -1,8 +1,9 @@
-"""The learned words: e_a for each defect, e_s = E(mask) from one shared encoder, e_m for each mask model.
+"""The learned words: e_a for each defect, e_s = E(mask) from one shared encoder, e_m for each mask
+model.
 
-All of them live in the word-embedding space of the text encoder, so their scale is that of its table: the
-root mean square of a word's entries is 0.01 to 0.03, and a learning rate that ignores it (the released
-0.02) throws the vectors out of it within a few steps.
+All of them live in the word-embedding space of the text encoder, so their scale is that of its
+table: the root mean square of a word's entries is 0.01 to 0.03, and a learning rate that ignores it
+(the released 0.02) throws the vectors out of it within a few steps.
 """
 
 from zlib import crc32
@@ -19,7 +20,8 @@ from ldm.model import StableDiffusion
 E_A_VECTORS, E_S_VECTORS, E_M_VECTORS = 8, 4, 4
 INITIAL_NOISE = 0.3                                 # in rms of the word table
 # Adam's rates; a vector's is in rms of the word table, so that one number serves every checkpoint.
-# departs from the released code: 0.02 for vectors and encoder alike (5e-3, scaled by its batch of 4).
+# departs from the released code: 0.02 for vectors and encoder alike (5e-3, scaled by its batch of
+# 4).
 VECTOR_RATE = 0.1
 ENCODER_RATE = 1e-3
 
@@ -35,10 +37,11 @@ def word_rms(sd: StableDiffusion) -> float:
 
 
 def initial_vectors(sd: StableDiffusion, word: str, count: int, generator: torch.Generator) -> Tensor:
-    """(count, d): the word's vector if the tokenizer knows it as one token, else the mean word, plus noise.
+    """(count, d): the word's vector if the tokenizer knows it as one token, else the mean word,
+    plus noise.
 
-    departs from the released code: it starts all vectors at one and the same point, where they can only
-    move together, and refuses a word of more than one token.
+    departs from the released code: it starts all vectors at one and the same point, where they can
+    only move together, and refuses a word of more than one token.
     """
     table = sd.text_encoder.word_table.float()
     tokens = sd.tokenizer.tokens(word.replace("_", " ").replace("-", " "))

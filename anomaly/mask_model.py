@@ -1,9 +1,11 @@
-"""The mask model: masks of a defect, learned by textual inversion on pictures of its masks. Section 3.4.
+"""The mask model: masks of a defect, learned by textual inversion on pictures of its masks. Section
+3.4.
 
     e_m* = argmin E || eps - eps_theta(z_t, t, e_m) ||^2,   z = the latent of a white-on-black mask picture
 
-Training is anomaly/train.py's loop with m = 1. A sampled picture becomes a mask at mid-grey, and is kept
-only if its area, its number of parts and its contact with the border lie within those of the real masks.
+Training is anomaly/train.py's loop with m = 1. A sampled picture becomes a mask at mid-grey, and is
+kept only if its area, its number of components and its contact with the border lie within those of the
+real masks.
 departs from the released code: it tests one border only, and its empty or misplaced masks are why
 defects appear beside the object.
 """
@@ -29,7 +31,7 @@ def mask_picture(mask: np.ndarray, size: int, factor: int) -> Cropped:
     return replace(cropped, image=picture, cells=torch.ones_like(cropped.cells))
 
 
-def parts(grid: np.ndarray) -> int:
+def components(grid: np.ndarray) -> int:
     """Number of 8-connected components of a bool grid."""
     left = {(int(y), int(x)) for y, x in np.argwhere(grid)}
     count = 0
@@ -49,7 +51,7 @@ class MaskShape:
     """What is compared between a generated mask and the real ones; each a number."""
 
     area: float         # share of the crop's pixels
-    parts: float        # connected components on the latent grid
+    components: float   # connected, on the latent grid
     border: float       # share of the crop's outermost latent cells
 
 
@@ -58,7 +60,7 @@ def shape_of(mask: Tensor, factor: int) -> MaskShape:
     cells = F.max_pool2d(mask[None].float(), factor)[0].bool()
     ring = torch.ones_like(cells)
     ring[1:-1, 1:-1] = False
-    return MaskShape(area=float(mask.float().mean()), parts=parts(cells.numpy()),
+    return MaskShape(area=float(mask.float().mean()), components=components(cells.numpy()),
                      border=float(cells[ring].float().mean()))
 
 
@@ -73,8 +75,8 @@ def accepted(mask: Tensor, real: list[MaskShape], factor: int) -> bool:
 def sample_masks(sd: StableDiffusion, e_m: Tensor, noise: Tensor, steps: int) -> Tensor:
     """e_m (k', d), noise (b, 4, h, w) -> bool (b, size, size): crop masks, none tested yet.
 
-    departs from the released code: no guidance (it has a scale of 5), which narrows what is drawn, and masks
-    are wanted as varied as the real ones.
+    departs from the released code: no guidance (it has a scale of 5), which narrows what is drawn,
+    and masks are wanted as varied as the real ones.
     """
     context = learned_context(sd, e_m[None].expand(len(noise), -1, -1))
     no_guidance = Guidance(1.0, context[:1])

@@ -1,4 +1,5 @@
-"""One crop painted: e in the prompt, blended DDIM inside the mask, decoded. What preview, guidance and pairs share.
+"""One crop painted: e in the prompt, blended DDIM inside the mask, decoded. What preview, guidance
+and pairs share.
 
     e_a[name] ++ E(mask) -> context -> blended DDIM of y_0 inside m -> x_0 -> image
 """
@@ -39,7 +40,8 @@ def context_of(sd: StableDiffusion, learner: AnomalyEmbedding, stem: str, masks:
 @torch.no_grad()
 def paint_crops(sd: StableDiffusion, crops: list[Cropped], context: Tensor, noise: Tensor,
                 settings: Settings) -> Tensor:
-    """What context (b, L, d) says, painted into photographs in their crops: (b, 3, size, size) in [-1, 1].
+    """What context (b, L, d) says, painted into photographs in their crops: (b, 3, size, size) in
+    [-1, 1].
 
     noise: (b, 4, h, w).
     """

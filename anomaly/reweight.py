@@ -2,21 +2,24 @@
 
     w_m = |m|_1 * Softmax( f( || m*y - m*x0_hat ||^2 ) ),   f(x) = 1/x  (f(0) = -inf)      paper, eq. of 3.3
 
-Taken literally 1/x has units. With pixels in [-1, 1] the softmax falls on one pixel and the rest of the
-defect fades; with 0..255 it is uniform; and f(0) = -inf silences the pixels where nothing was drawn. And
-since w_m depends on the pixel only, it is a gain on m_c V: with mean 1 it adds no strength. So
-`adaptive` states it with its parameters, G (the mean), tau (the contrast) and eps (the contrast's bound):
+Taken literally 1/x has units. With pixels in [-1, 1] the softmax falls on one pixel and the rest of
+the defect fades; with 0..255 it is uniform; and f(0) = -inf silences the pixels where nothing was
+drawn. And since w_m depends on the pixel only, it is a gain on m_c V: with mean 1 it adds no
+strength. So `adaptive` states it with its parameters, G (the mean), tau (the contrast) and eps (the
+contrast's bound):
 
     w_m = G * |m|_1 * Softmax_m( -tau * log(d / mean_m(d) + eps) )
 
-`paper` is the formula as printed, `released` what the authors' code weights with, `constant` the control
-without adaptivity. Each takes d and m (b, h, w) on the latent grid and returns w_m (b, h, w), 1 outside m.
+`paper` is the formula as printed, `released` what the authors' code weights with, `constant` the
+control without adaptivity. Each takes d and m (b, h, w) on the latent grid and returns w_m (b, h,
+w), 1 outside m.
 
-departs from the paper: the difference is that of the step before, which is free; this step's own needs a
-second U-Net call. It is taken on the latent grid through a linear latent-to-RGB map, which ranks the
-cells as the decoded images do (rank correlation 0.73 to 0.97), without decoding at every step.
-departs from the released code: it compares the noisy z_t with z_0, clamps to [1, 1.5] in every mode, and
-dilates the mask it paints in.
+departs from the paper: the difference is that of the step before, which is free; this step's own
+needs a second U-Net call. It is taken on the latent grid through a linear latent-to-RGB map, which
+ranks the cells as the decoded images do (rank correlation 0.73 to 0.97), without decoding at every
+step.
+departs from the released code: it compares the noisy z_t with z_0, clamps to [1, 1.5] in every
+mode, and dilates the mask it paints in.
 """
 
 import torch
@@ -29,7 +32,8 @@ FLOOR = 1e-12                       # of d, so that "no difference anywhere" is 
 
 
 def latent_to_rgb(latents: Tensor, images: Tensor) -> Tensor:
-    """Least squares from latents (n, 4, h, w) to their images (n, 3, f*h, f*w), averaged over each cell.
+    """Least squares from latents (n, 4, h, w) to their images (n, 3, f*h, f*w), averaged over each
+    cell.
 
     Returns (4, 3): the linear part, which is all that a difference of two latents needs.
     """
@@ -47,9 +51,11 @@ def masked_mean(d: Tensor, m: Tensor) -> Tensor:
 
 
 def difference(x0_hat: Tensor, y_0: Tensor, m: Tensor, to_rgb: Tensor) -> Tensor:
-    """d = || m*y - m*x0_hat ||^2 a cell: latents (b, 4, h, w), m (b, h, w), to_rgb (4, 3) -> (b, h, w).
+    """d = || m*y - m*x0_hat ||^2 a cell: latents (b, 4, h, w), m (b, h, w), to_rgb (4, 3) -> (b, h,
+    w).
 
-    Squared colour difference summed over R, G, B, averaged over the mask cells of each 3x3 neighbourhood.
+    Squared colour difference summed over R, G, B, averaged over the mask cells of each 3x3
+    neighbourhood.
     """
     rgb = einsum(x0_hat - y_0, to_rgb.to(x0_hat.device), "b c h w, c rgb -> b rgb h w")
     d = m * rgb.square().sum(dim=1)
@@ -86,7 +92,8 @@ def paper(d: Tensor, m: Tensor) -> Tensor:
 
 
 def released(d: Tensor, m: Tensor) -> Tensor:
-    """w_m = clamp(|m| (1/d) / sum_m(1/d), 1, 1.5): the authors' weights, so it only ever strengthens.
+    """w_m = clamp(|m| (1/d) / sum_m(1/d), 1, 1.5): the authors' weights, so it only ever
+    strengthens.
 
     Not followed: they weight logits, of the learned tokens only, from z_t, in a dilated mask.
     """
@@ -103,8 +110,8 @@ def constant(d: Tensor, m: Tensor, gain: float = GAIN) -> Tensor:
 def pyramid(w: Tensor, m: Tensor, levels: int) -> list[Tensor]:
     """w_m for every level of the U-Net: (b, h, w) -> a list of (b, h / 2^l, w / 2^l), finest first.
 
-    w_l = 1 + pool(m (w - 1)) / pool(m) where a cell of the level holds any mask: a thin defect keeps its
-    weight on coarse levels, where plain pooling would dilute it to 1.
+    w_l = 1 + pool(m (w - 1)) / pool(m) where a cell of the level holds any mask: a thin defect
+    keeps its weight on coarse levels, where plain pooling would dilute it to 1.
     """
     maps = []
     for level in range(levels):

@@ -3,10 +3,11 @@
     x_{t-1} = p_theta(x_{t-1} | x_t, e) * m  +  q(y_{t-1} | y_0) * (1 - m)              paper, section 3.1
 
 y_0 is the latent of the normal photograph, m the mask on the latent grid.
-departs from the released code: eta 0 instead of 1, and the last step ends in y_0 outside the mask; it
-blends before each call and leaves the last one unblended, so the whole image changes.
-departs from the paper: classifier-free guidance, which neither it nor its code uses for anomalies; and one noise
-for x_T and for every q(y_t | y_0) of a pair, where the paper's q draws anew (measured: no difference).
+departs from the released code: eta 0 instead of 1, and the last step ends in y_0 outside the mask;
+it blends before each call and leaves the last one unblended, so the whole image changes.
+departs from the paper: classifier-free guidance, which neither it nor its code uses for anomalies;
+and one noise for x_T and for every q(y_t | y_0) of a pair, where the paper's q draws anew
+(measured: no difference).
 """
 
 from collections.abc import Callable, Iterator
@@ -67,15 +68,17 @@ def ddim(sd: StableDiffusion, x_T: Tensor, context: Tensor, guidance: Guidance, 
 def blended_ddim(sd: StableDiffusion, y_0: Tensor, m: Tensor, noise: Tensor, context: Tensor,
                  guidance: Guidance, steps: int, to_rgb: Tensor,
                  weigh: Callable[[Tensor, Tensor], Tensor] | None = None) -> Iterator[Step]:
-    """Paint into y_0 (b, 4, h, w) inside m (b, h, w) of 0 and 1; yields every step, the last is the result.
+    """Paint into y_0 (b, 4, h, w) inside m (b, h, w) of 0 and 1; yields every step, the last is the
+    result.
 
-    noise (b, 4, h, w) is both x_T and the noise of every q(y_t | y_0). weigh(d, m) -> w_m, or None for no
-    re-weighting; the first step has no x0_hat to compare with and is not weighted.
+    noise (b, 4, h, w) is both x_T and the noise of every q(y_t | y_0). weigh(d, m) -> w_m, or None
+    for no re-weighting; the first step has no x0_hat to compare with and is not weighted.
     """
     schedule, inside = sd.schedule, m[:, None]
     timesteps = schedule.timesteps(steps)
     weight, maps = None, None
-    # Pure noise inside m, which knows nothing of the normal surface. q(y_T | y_0) there was measured to be as good.
+    # Pure noise inside m, which knows nothing of the normal surface. q(y_T | y_0) there was
+    # measured to be as good.
     x_t = torch.where(inside > 0, noise, schedule.q_sample(y_0, timesteps[0][0], noise))
     for t, t_prev in timesteps:
         out = guided(sd, x_t, t, context, guidance, maps)

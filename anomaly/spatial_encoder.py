@@ -1,10 +1,11 @@
 """The spatial encoder E: where a defect sits, as words. e_s = E(mask). Paper, section 3.2.
 
-A ResNet-50 reads the mask, a feature pyramid carries what its deep levels know back to the fine ones, and
-one head per vector reads one pyramid level. Trained from scratch with the embeddings.
+A ResNet-50 reads the mask, a feature pyramid carries what its deep levels know back to the fine
+ones, and one head per vector reads one pyramid level. Trained from scratch with the embeddings.
 
-departs from the released code: its IR-50 has BatchNorm, left in training mode while sampling, so that an
-image depends on its batch neighbours (here GroupNorm), and all its heads read the same level.
+departs from the released code: its IR-50 has BatchNorm, left in training mode while sampling, so
+that an image depends on its batch neighbours (here GroupNorm), and all its heads read the same
+level.
 """
 
 import torch
@@ -78,10 +79,12 @@ class SpatialEncoder(nn.Module):
 
     @staticmethod
     def planes(masks: Tensor) -> Tensor:
-        """(b, s, s) -> (b, 4, s, s): the mask m, m * x and m * y with x, y in -1..1, log(|m| / s^2) / 2.5.
+        """(b, s, s) -> (b, 4, s, s): the mask m, m * x and m * y with x, y in -1..1, log(|m| / s^2)
+        / 2.5.
 
-        Convolutions see neither where they are nor how much there is. x and y stand on the mask only: over
-        the whole picture they drown a small mask (the place could be read from e_s less well).
+        Convolutions see neither where they are nor how much there is. x and y stand on the mask
+        only: over the whole picture they drown a small mask (the place could be read from e_s less
+        well).
         """
         mask = masks.float()
         x = torch.linspace(-1, 1, mask.shape[-1], device=mask.device)

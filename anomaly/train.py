@@ -2,8 +2,8 @@
 
     L = || m * (eps - eps_theta(z_t, t, {e_a, e_s})) ||^2       paper, section 3.2
 
-A v model is trained on its own target, v in the place of eps. The mask model is learned by the same loop on
-pictures of masks, with m = 1 everywhere (section 3.4).
+A v model is trained on its own target, v in the place of eps. The mask model is learned by the same
+loop on pictures of masks, with m = 1 everywhere (section 3.4).
 """
 
 import math
@@ -20,8 +20,9 @@ from ldm.model import StableDiffusion
 
 WARM_UP = 20        # steps of a defect over which the rates rise
 PLATEAU = 200       # steps of a defect after which the rates fall as 1 / sqrt(step)
-# Largest entry of the gradient that is sent back through the U-Net. In a random SD 1.5 the entries inside lie
-# between 2e-8 and 5 times it, those of float16 between 6e-8 and 65504: 256 puts them in the middle.
+# Largest entry of the gradient that is sent back through the U-Net. In a random SD 1.5 the entries
+# inside lie between 2e-8 and 5 times it, those of float16 between 6e-8 and 65504: 256 puts them in
+# the middle.
 INTO_UNET = 256.0
 RETRIES = 4         # scales tried, each 64 times smaller, before a step is given up
 
@@ -61,10 +62,11 @@ def encode(sd: StableDiffusion, pictures: Iterable[Cropped]) -> Views:
 
 
 def masked_loss(out: Tensor, target: Tensor, cells: Tensor) -> Tensor:
-    """Each sample's squared error averaged over its own mask, then over the batch; cells (b, h, w), none empty.
+    """Each sample's squared error averaged over its own mask, then over the batch; cells (b, h, w),
+    none empty.
 
-    departs from the released code: it averages over all cells of the batch, so that a small defect is
-    out-voted by a large one.
+    departs from the released code: it averages over all cells of the batch, so that a small defect
+    is out-voted by a large one.
     """
     m = cells[:, None].to(target.dtype)
     error = (m * (target - out)).square().sum(dim=(1, 2, 3))
@@ -78,14 +80,16 @@ def more_precise(dtype: torch.dtype) -> str:
 
 
 def backward(loss: Tensor, out: Tensor, parameters: list[nn.Parameter], dtype: torch.dtype) -> None:
-    """loss.backward() through a frozen U-Net in half precision: fills the parameters' grad, float32.
+    """loss.backward() through a frozen U-Net in half precision: fills the parameters' grad,
+    float32.
 
-    The loss is a mean, so its gradient at the U-Net's output is small, and on the way to the context it
-    would fall below float16's smallest number (6e-8). So it enters the U-Net with a largest entry of about
-    INTO_UNET and is divided by the same power of two where it leaves the model: exact in float32, and
-    without the state of a dynamic loss scale. What overflows on the way is sent again, smaller. dtype: of the
-    frozen model, for the advice. Raises RuntimeError if the loss is not finite or no scale gives finite
-    gradients, and tells NaN, which no scale can mend, from overflow.
+    The loss is a mean, so its gradient at the U-Net's output is small, and on the way to the
+    context it would fall below float16's smallest number (6e-8). So it enters the U-Net with a
+    largest entry of about INTO_UNET and is divided by the same power of two where it leaves the
+    model: exact in float32, and without the state of a dynamic loss scale. What overflows on the
+    way is sent again, smaller. dtype: of the frozen model, for the advice. Raises RuntimeError if
+    the loss is not finite or no scale gives finite gradients, and tells NaN, which no scale can
+    mend, from overflow.
     """
     if not loss.isfinite():
         raise RuntimeError(f"the loss is {loss.item()}; {more_precise(dtype)}")
@@ -107,8 +111,9 @@ def backward(loss: Tensor, out: Tensor, parameters: list[nn.Parameter], dtype: t
 def rate(step: int) -> float:
     """Factor on the learning rates at a defect's step, 0 first.
 
-    Warm-up, plateau, then 1 / sqrt: it does not know the last step, so a run can be extended and still end
-    where a longer run would have, and the vectors' random walk stays within a few words' norms.
+    Warm-up, plateau, then 1 / sqrt: it does not know the last step, so a run can be extended and
+    still end where a longer run would have, and the vectors' random walk stays within a few words'
+    norms.
     """
     return min(1.0, (step + 1) / WARM_UP, (PLATEAU / (step + 1)) ** 0.5)
 

@@ -1,9 +1,9 @@
 """Attention of the U-Net, with AnomalyDiffusion's attention re-weighting in the cross-attention.
 
-A spatial transformer reads a feature map (b, c, h, w) as i = h*w query positions. Self-attention lets
-positions exchange what they hold; cross-attention lets each position read the context (b, j, d), the
-hidden states of the text encoder. AnomalyDiffusion (section 3.3) multiplies the cross-attention
-probabilities by a weight per query position:
+A spatial transformer reads a feature map (b, c, h, w) as i = h*w query positions. Self-attention
+lets positions exchange what they hold; cross-attention lets each position read the context (b, j,
+d), the hidden states of the text encoder. AnomalyDiffusion (section 3.3) multiplies the
+cross-attention probabilities by a weight per query position:
 
     m_c = Softmax(Q K^T / sqrt(d)),   m'_c = m_c * w_m,   RW-Attn(Q, K, V) = m'_c V
 """
@@ -15,8 +15,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 # latent-diffusion's Normalize() in its attention.py; the resnets round a transformer have 1e-5.
 NORM_EPS = 1e-6
-# All of torch's kernels but cuDNN's, whose backward returns NaN in half precision: torch 2.11 on an H200, with the
-# embedded checkpoint's 24 and 48 channels a head, after some tens of steps of finite gradients.
+# All of torch's kernels but cuDNN's, whose backward returns NaN in half precision: torch 2.11 on an
+# H200, with the embedded checkpoint's 24 and 48 channels a head, after some tens of steps of finite
+# gradients.
 KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 

@@ -1,7 +1,8 @@
-"""Sizes of the four parts of Stable Diffusion: the defaults are SD 1.x, the constants at the end SD 2.x.
+"""Sizes of the four parts of Stable Diffusion: the defaults are SD 1.x, the constants at the end SD
+2.x.
 
-Every number comes from a published config.json. What can be derived from another number is a property,
-never a second setting.
+Every number comes from a published config.json. What can be derived from another number is a
+property, never a second setting.
 """
 
 from dataclasses import dataclass

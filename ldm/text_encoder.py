@@ -1,7 +1,7 @@
 """The CLIP text encoder: token ids (b, L) -> context (b, L, d), in two steps.
 
-`embed` looks the words up in the table; `encode` runs the transformer. Textual inversion puts learned
-vectors in between: they are words that the table does not have.
+`embed` looks the words up in the table; `encode` runs the transformer. Textual inversion puts
+learned vectors in between: they are words that the table does not have.
 """
 
 import torch

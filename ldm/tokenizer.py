@@ -1,8 +1,8 @@
 """CLIP's byte-pair tokenizer: texts -> token ids (b, L), on the `tokenizers` package.
 
-The merges are given (a checkpoint's own, or the published ones in weights/clip_bpe); the rules around them
-(normalisation, splitting, start and end tokens) are CLIP's and stand here. The same text has the same ids in
-SD 1.x and 2.x, the padding differs.
+The merges are given (a checkpoint's own, or the published ones in weights/clip_bpe); the rules
+around them (normalisation, splitting, start and end tokens) are CLIP's and stand here. The same
+text has the same ids in SD 1.x and 2.x, the padding differs.
 """
 
 import torch
@@ -38,8 +38,9 @@ class Tokenizer:
             raise ValueError(f"not a CLIP vocabulary: {missing[0]} is missing from {len(vocab)} tokens")
         self.context_length = context_length
         self.start_id, self.end_id = vocab[START], vocab[END]
-        # SD 2.x: open_clip pads with 0, which is also the id of "!" inside a word. transformers makes every
-        # "!" of a prompt that padding token (0); here it keeps its own id (256 as a word), as in open_clip.
+        # SD 2.x: open_clip pads with 0, which is also the id of "!" inside a word. transformers
+        # makes every "!" of a prompt that padding token (0); here it keeps its own id (256 as a
+        # word), as in open_clip.
         self.pad_id = 0 if zero_padding else self.end_id
         self._bpe = BPETokenizer(models.BPE(
             vocab=vocab, merges=merges, unk_token=END, continuing_subword_prefix="",

@@ -1,8 +1,9 @@
-"""The U-Net that predicts the noise (or v): eps_theta(x_t, t, context), with w_m handed to each level.
+"""The U-Net that predicts the noise (or v): eps_theta(x_t, t, context), with w_m handed to each
+level.
 
-Down the levels the feature map halves and the skips are kept; up again they are concatenated. Level l
-works on (h / 2^l, w / 2^l); its cross-attentions, on the way down, in the middle and on the way up,
-all take the same map weight_map[l].
+Down the levels the feature map halves and the skips are kept; up again they are concatenated. Level
+l works on (h / 2^l, w / 2^l); its cross-attentions, on the way down, in the middle and on the way
+up, all take the same map weight_map[l].
 """
 
 import math
@@ -139,9 +140,9 @@ class UNet(nn.Module):
                 weight_map: list[Tensor] | None = None) -> Tensor:
         """x_t (b, 4, h, w), t (b,) integer timesteps, context (b, j, d) -> eps_hat (b, 4, h, w).
 
-        A v model gives v_hat. Computed in the dtype of the weights, returned in that of x_t. h and w must divide by
-        2^(levels - 1). weight_map: None, or w_m as one (b, h / 2^l, w / 2^l) a level, finest first; a level without
-        cross-attention ignores its map.
+        A v model gives v_hat. Computed in the dtype of the weights, returned in that of x_t. h and
+        w must divide by 2^(levels - 1). weight_map: None, or w_m as one (b, h / 2^l, w / 2^l) a
+        level, finest first; a level without cross-attention ignores its map.
         """
         dtype = self.conv_in.weight.dtype
         context = context.to(dtype)

@@ -3,8 +3,8 @@
 Latents leave `encode` and enter `decode` already scaled by scaling_factor, so that their standard
 deviation is near 1; nothing outside this file multiplies by 0.18215.
 
-float16 ends at 65504, and activations of the VAE can pass it. What is not finite is computed again in float32:
-never a black image.
+float16 ends at 65504, and activations of the VAE can pass it. What is not finite is computed again
+in float32: never a black image.
 """
 
 import logging

@@ -1,9 +1,11 @@
-"""Load checkpoints whose headers and configurations were damaged at random; a process of its own runs this.
+"""Load checkpoints whose headers and configurations were damaged at random; a process of its own
+runs this.
 
     python tests/fuzz_headers.py FOLDER CASES SEED
 
-FOLDER is what models_on_disk.write_small wrote. Prints a JSON object: how many cases ended how, and what ended
-as it must not: an error that is no ValueError or FileNotFoundError, more than one line, or too long.
+FOLDER is what models_on_disk.write_small wrote. Prints a JSON object: how many cases ended how, and
+what ended as it must not: an error that is no ValueError or FileNotFoundError, more than one line,
+or too long.
 """
 
 import json

@@ -15,7 +15,8 @@ UNET = "unet/diffusion_pytorch_model.safetensors"
 VAE_FILE = "vae/diffusion_pytorch_model.safetensors"
 TEXT = "text_encoder/model.safetensors"
 
-# benchmarks.random_models.SMALL in our words: what weights.checkpoint.FAMILIES holds for the published sizes.
+# benchmarks.random_models.SMALL in our words: what weights.checkpoint.FAMILIES holds for the
+# published sizes.
 SMALL_VAE = VAEConfig(channels=(8, 16, 24, 24), norm_groups=4)
 SMALL_FAMILIES = {
     16: (UNetConfig(channels=(32, 32, 64, 64), context_dim=16), SMALL_VAE,

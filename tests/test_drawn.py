@@ -105,7 +105,8 @@ def test_a_tenth_or_so_are_masks_and_half_the_defects_are_close(pictures):
 def test_a_close_mask_is_framed_as_the_mask_model_frames_it(pictures):
     huge = [p.mask for p in pictures if "mask with huge" in p.caption]
     assert len(huge) > 10
-    # 1 / 1.25 of a picture of 64 px; less where the frame's edge is in the way, or it is an object's.
+    # 1 / 1.25 of a picture of 64 px; less where the frame's edge is in the way, or it is an
+    # object's.
     sides = np.array([64 * extent(m)[2] for m in huge])
     assert np.mean(np.abs(sides - 51.2) < 2.5) > 0.8
 

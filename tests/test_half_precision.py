@@ -1,4 +1,5 @@
-"""The frozen parts in float16 and bfloat16: outputs and gradients stay close to float32, nothing overflows.
+"""The frozen parts in float16 and bfloat16: outputs and gradients stay close to float32, nothing
+overflows.
 
 On the CPU, where the kernels round as on a GPU but are slow; the models are small.
 """

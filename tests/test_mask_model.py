@@ -6,7 +6,7 @@ from diffusers import DDIMScheduler
 from scipy import ndimage
 
 from anomaly.crop import defect_crop, touched
-from anomaly.mask_model import MaskShape, accepted, mask_picture, parts, sample_masks, shape_of
+from anomaly.mask_model import MaskShape, accepted, components, mask_picture, sample_masks, shape_of
 from anomaly.prompt import learned_context
 
 
@@ -20,18 +20,18 @@ def test_a_mask_picture_is_the_crop_mask_white_on_black_with_every_cell_in_the_l
     assert picture.cells.all() and picture.cells.shape == (16, 16)
 
 
-def test_parts_equals_scipys_labelling_with_eight_neighbours():
+def test_components_equal_scipys_labelling_with_eight_neighbours():
     rng = np.random.default_rng(0)
     for density in (0.0, 0.1, 0.3, 0.5, 1.0):
         grid = rng.random((17, 23)) < density
-        assert parts(grid) == ndimage.label(grid, np.ones((3, 3)))[1]
+        assert components(grid) == ndimage.label(grid, np.ones((3, 3)))[1]
 
 
-def test_the_shape_measures_area_parts_and_border():
+def test_the_shape_measures_area_components_and_border():
     mask = torch.zeros(64, 64, dtype=torch.bool)
     mask[0:8, 0:8] = True
     mask[40:44, 40:44] = True
-    assert shape_of(mask, 4) == MaskShape(area=80 / 4096, parts=2, border=float(torch.tensor(3 / 60)))
+    assert shape_of(mask, 4) == MaskShape(area=80 / 4096, components=2, border=float(torch.tensor(3 / 60)))
 
 
 def test_a_mask_is_kept_only_within_the_range_of_the_real_ones():

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from anomaly.reweight import constant, difference, paper, pyramid
+from anomaly.reweight import adaptive, constant, difference, pyramid
 from anomaly.sampler import Guidance, blended_ddim, guided
 
 STEPS = 5
@@ -34,7 +34,7 @@ def run(sd, scene, weigh=None, guidance=None):
 def test_outside_the_mask_every_step_equals_q_of_y_and_the_last_equals_y(sd, scene):
     y_0, m, noise, *_ = scene
     outside = (m[:, None] == 0).expand_as(y_0)
-    steps = run(sd, scene, paper)
+    steps = run(sd, scene, adaptive)
     for step in steps[:-1]:
         a = sd.schedule.alphas_cumprod[step.t_prev].double()
         expected = a.sqrt() * y_0.double() + (1 - a).sqrt() * noise.double()
@@ -50,7 +50,7 @@ def test_inside_the_mask_the_last_step_is_its_x0_hat(sd, scene):
 
 
 def test_inside_the_mask_it_starts_from_pure_noise_and_follows_ddim(sd, scene):
-    """The whole run again, with the update written out in float64 from the paper's equations."""
+    """The whole run again, with the update written out in float64 from the adaptive's equations."""
     y_0, m, noise, context, guidance = scene
     a = sd.schedule.alphas_cumprod.double()
     ts = [801, 601, 401, 201, 1]
@@ -83,9 +83,9 @@ def test_the_first_step_is_not_weighted_and_each_later_one_by_the_step_before(sd
     plain, weighted = run(sd, scene), run(sd, scene, partial(constant, gain=3.0))
     assert weighted[0].weight is None and torch.equal(plain[0].x, weighted[0].x)
     assert not torch.allclose(plain[1].x, weighted[1].x)
-    adaptive = run(sd, scene, paper)
+    adaptive = run(sd, scene, adaptive)
     for before, step in zip(adaptive, adaptive[1:]):
-        expected = paper(difference(before.x0_hat, y_0, m, TO_RGB), m)
+        expected = adaptive(difference(before.x0_hat, y_0, m, TO_RGB), m)
         torch.testing.assert_close(step.weight, expected)
 
 
@@ -110,6 +110,6 @@ def test_guidance_of_one_makes_one_call_of_the_conditional_model(sd, scene, monk
 
 def test_a_sample_does_not_depend_on_its_batch_neighbour(sd, scene):
     y_0, m, noise, context, guidance = scene
-    both = run(sd, scene, paper)[-1].x
-    alone = run(sd, (y_0[:1], m[:1], noise[:1], context[:1], guidance), paper)[-1].x
+    both = run(sd, scene, adaptive)[-1].x
+    alone = run(sd, (y_0[:1], m[:1], noise[:1], context[:1], guidance), adaptive)[-1].x
     torch.testing.assert_close(both[:1], alone, rtol=1e-3, atol=1e-3)

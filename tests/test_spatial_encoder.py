@@ -66,6 +66,6 @@ def test_the_width_follows_the_text_width_and_the_blocks_are_resnet_50s():
     assert small.stem[0].out_channels == 16 and large.stem[0].out_channels == 64
     assert [len(level) for level in large.levels] == [3, 4, 6, 3]
     backbone = sum(p.numel() for part in (large.stem, large.levels) for p in part.parameters())
-    # torchvision's resnet50 has 25,557,032 parameters, 2,049,000 of them in its classifier; here the
-    # stem has one input plane more.
+    # torchvision's resnet50 has 25,557,032 parameters, 2,049,000 of them in its classifier; here
+    # the stem has one input plane more.
     assert backbone == 25_557_032 - 2_049_000 + 64 * 49

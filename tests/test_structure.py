@@ -47,7 +47,8 @@ def test_imports_point_one_way_and_need_only_the_run_time_packages(folder):
 def test_both_rings_stay_within_their_lines():
     """Lines that are not blank: code, comments, docstrings, tables.
 
-    What makes the embedded checkpoint and what measures are in neither ring: no user's command runs them.
+    What makes the embedded checkpoint and what measures are in neither ring: no user's command runs
+    them.
     """
     def lines(*patterns):
         return sum(bool(line.strip()) for pattern in patterns for p in ROOT.glob(pattern)

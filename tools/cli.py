@@ -95,7 +95,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def choose_dtype(name: str, device: str) -> str:
     """auto, fp32, bf16 or fp16 -> that of the frozen weights; auto is fp16 on CUDA, else fp32.
 
-    Raises ValueError for fp16 on a CPU, where it is slower than float32 and some kernels are missing.
+    Raises ValueError for fp16 on a CPU, where it is slower than float32 and some kernels are
+    missing.
     """
     if name == "fp16" and device == "cpu":
         raise ValueError("--dtype fp16: found a CPU, expected CUDA; use --dtype fp32 or bf16")
@@ -132,7 +133,8 @@ def run_tool(name: str, main: Callable[[], None]) -> int:
 
 
 class Display:
-    """A report for anomaly's stories, on stderr: a bar on a terminal, else a line every few seconds.
+    """A report for anomaly's stories, on stderr: a bar on a terminal, else a line every few
+    seconds.
 
     A thread keeps it alive in long steps. What failed at once shows nothing but its own line.
     """

@@ -1,7 +1,8 @@
-"""Make the embedded checkpoint from nothing: draw pictures, train a VAE, train a U-Net on its latents.
+"""Make the embedded checkpoint from nothing: draw pictures, train a VAE, train a U-Net on its
+latents.
 
-What the pieces of a run hand on lies in --state; loss.csv there has the losses, preview.jpg what the model draws,
-and unfinished/ the checkpoint of a run that is not at its end.
+What the pieces of a run hand on lies in --state; loss.csv there has the losses, preview.jpg what
+the model draws, and unfinished/ the checkpoint of a run that is not at its end.
 """
 
 import argparse

@@ -4,7 +4,8 @@
     FOLDER/text_encoder/{config.json, model.safetensors}                scheduler/scheduler_config.json
     FOLDER/tokenizer/{vocab.json, merges.txt}  or  tokenizer.json       (the second since transformers 5)
 
-or the original single file, all three parts in one, whose sizes are the published ones of its family.
+or the original single file, all three parts in one, whose sizes are the published ones of its
+family.
 """
 
 import re
@@ -22,8 +23,8 @@ from weights.tokenizers import folder_tokenizer, published_tokenizer
 
 PARTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 EXPECTED = "expected a Stable Diffusion 1.x or 2.x folder in diffusers layout, or the original single file"
-# Width of the text encoder -> sizes of the family, for the single file, which states none. The last number:
-# side of the latents of a v model; those of SD 2.x were trained at 768 px.
+# Width of the text encoder -> sizes of the family, for the single file, which states none. The last
+# number: side of the latents of a v model; those of SD 2.x were trained at 768 px.
 FAMILIES = {768: (UNetConfig(), VAEConfig(), TextConfig(), 64),
             1024: (SD2_UNET, VAEConfig(), SD2_TEXT, 96)}
 WIDTH_KEY = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"

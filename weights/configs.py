@@ -1,6 +1,7 @@
 """The config.json files of a diffusers folder -> the dataclasses of ldm/config.py.
 
-A key that would change the computation in a way ldm does not implement is refused by name, never ignored.
+A key that would change the computation in a way ldm does not implement is refused by name, never
+ignored.
 """
 
 import json

@@ -20,7 +20,8 @@ FOREIGN = [
     (r"^(control_model|controlnet_\w+)\.", "a ControlNet", WHOLE),
     (r"^(emb_params|string_to_param.*|<.*>)$", "a textual-inversion embedding", WHOLE),
 ]
-# The three parts of a single file. Where one is missing, the first of the rows below that fits says what there is.
+# The three parts of a single file. Where one is missing, the first of the rows below that fits says
+# what there is.
 PREFIXES = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.")
 PARTS_ALONE = [
     (r"^(down_blocks|up_blocks|mid_block)\.|^(model\.diffusion_model\.)?(input_blocks|middle_block)\.",
@@ -32,8 +33,8 @@ PARTS_ALONE = [
 ]
 
 
-# Python that converts a pickle without running any code of it: torch unpickles tensors and containers alone, and
-# other classes (Lightning's callbacks in .ckpt files) become empty stand-ins.
+# Python that converts a pickle without running any code of it: torch unpickles tensors and
+# containers alone, and other classes (Lightning's callbacks in .ckpt files) become empty stand-ins.
 CONVERSION = ("import torch, safetensors.torch, zipfile; f = {source!r}; s = torch.serialization; "
               "skipped = type('Skipped', (), dict.fromkeys(('__init__', '__setstate__'), lambda *a, **k: None)); "
               "s.add_safe_globals([(skipped, n) for n in s.get_unsafe_globals_in_checkpoint(f)] "

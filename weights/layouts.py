@@ -1,7 +1,9 @@
-"""Published names -> names in ldm/, for both layouts in which Stable Diffusion 1 and 2 are published.
+"""Published names -> names in ldm/, for both layouts in which Stable Diffusion 1 and 2 are
+published.
 
-ldm's attribute names are the key segments that diffusers writes today, so most keys of a folder need nothing.
-The original single file has every part under a prefix and every key under an older name: the tables below.
+ldm's attribute names are the key segments that diffusers writes today, so most keys of a folder
+need nothing. The original single file has every part under a prefix and every key under an older
+name: the tables below.
 """
 
 from collections.abc import Callable
@@ -35,7 +37,8 @@ FOLDER_VAE = [      # diffusers 0.6 to 0.10 saved the published folders with the
     for old, new in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0"))]
 FOLDER = {"unet": [], "vae": FOLDER_VAE, "text_encoder": FOLDER_TEXT}
 
-# The original single file: prefix -> part. Older merges lack the "text_model." of SD 1.x, as newer folders do.
+# The original single file: prefix -> part. Older merges lack the "text_model." of SD 1.x, as newer
+# folders do.
 UNET_PREFIX, VAE_PREFIX, OPEN_CLIP = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.model."
 PREFIXES = {
     UNET_PREFIX: "unet",
@@ -43,7 +46,8 @@ PREFIXES = {
     "cond_stage_model.transformer.": "text_encoder",    # SD 1.x: CLIP, with the names of its folder
     OPEN_CLIP: "text_encoder",                          # SD 2.x: OpenCLIP
 }
-# Not weights of the three parts: training state, the schedule's tables, the parts of OpenCLIP that SD leaves out.
+# Not weights of the three parts: training state, the schedule's tables, the parts of OpenCLIP that
+# SD leaves out.
 IGNORED = (
     "model_ema.", "first_stage_model.loss.", "betas", "alphas_cumprod", "alphas_cumprod_prev",
     "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod", "log_one_minus_alphas_cumprod",
@@ -257,9 +261,11 @@ def _open_clip_slots(key: str, layers: int) -> list[Slot]:
 
 
 def single_file_slots(key: str, layers: int) -> tuple[str, list[Slot]]:
-    """The part that a key of the single file belongs to and where it goes there; [] if nowhere, and rightly so.
+    """The part that a key of the single file belongs to and where it goes there; [] if nowhere, and
+    rightly so.
 
-    A key of no part counts as the U-Net's, where it has no place. layers: how many the text encoder runs.
+    A key of no part counts as the U-Net's, where it has no place. layers: how many the text encoder
+    runs.
     """
     if any(key == row or row[-1] == "." and key.startswith(row) for row in IGNORED):
         return "unet", []

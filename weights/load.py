@@ -1,7 +1,7 @@
 """Load a published Stable Diffusion 1 or 2: strict, memory-mapped, never a pickle.
 
-The modules are built on the meta device and receive the file's tensors one by one, each cast as it comes, so
-that no memory is spent on random initial weights or on a second copy of the file.
+The modules are built on the meta device and receive the file's tensors one by one, each cast as it
+comes, so that no memory is spent on random initial weights or on a second copy of the file.
 """
 
 import hashlib
@@ -78,9 +78,11 @@ def _fill(module: nn.Module, source: Source, device: str, dtype: torch.dtype) ->
 
 @torch.no_grad()
 def _predicts_v(unet: UNet, path: Path, device: str, dtype: torch.dtype) -> bool:
-    """Ask the U-Net itself: at the last timestep an eps model gives back its input, a v model does not.
+    """Ask the U-Net itself: at the last timestep an eps model gives back its input, a v model does
+    not.
 
-    The probe of AUTOMATIC1111's web UI: x = 0.5, context = 0.5, t = 999; v if the mean of out - x is below -1.
+    The probe of AUTOMATIC1111's web UI: x = 0.5, context = 0.5, t = 999; v if the mean of out - x
+    is below -1.
     """
     x = torch.full((1, 4, 8, 8), 0.5, device=device, dtype=dtype)
     context = torch.full((1, 2, unet.config.context_dim), 0.5, device=device, dtype=dtype)
@@ -104,11 +106,13 @@ def _prediction(asked: str, found: Checkpoint, unet: UNet, device: str,
 
 def load(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32,
          prediction_type: str = "auto") -> StableDiffusion:
-    """A diffusers folder, an original single file or TINY -> StableDiffusion on the device, weights in dtype.
+    """A diffusers folder, an original single file or TINY -> StableDiffusion on the device, weights
+    in dtype.
 
-    prediction_type: "eps", "v", or "auto": scheduler_config.json, else a .yaml beside the single file, else
-    (2.x only) the U-Net's own answer. The remarks of the result say what was decided and by what. Raises
-    FileNotFoundError or ValueError, naming the file, for what is missing, damaged or another model.
+    prediction_type: "eps", "v", or "auto": scheduler_config.json, else a .yaml beside the single
+    file, else (2.x only) the U-Net's own answer. The remarks of the result say what was decided and
+    by what. Raises FileNotFoundError or ValueError, naming the file, for what is missing, damaged
+    or another model.
     """
     if prediction_type not in ("auto", "eps", "v"):
         raise ValueError(f"prediction_type: found {prediction_type!r}, expected auto, eps or v")

@@ -1,8 +1,9 @@
-"""The defects: three thin ones and five blobs, each one signed distance that gives mask, rim and shadow.
+"""The defects: three thin ones and five blobs, each one signed distance that gives mask, rim and
+shadow.
 
-A defect is made from a generator at a place and a size: shape(view) is its signed distance (negative inside,
-in the frame's units), paint(view, distance, colour) the surface with the defect in it. Relief is lit from the
-top left, as the products are.
+A defect is made from a generator at a place and a size: shape(view) is its signed distance
+(negative inside, in the frame's units), paint(view, distance, colour) the surface with the defect
+in it. Relief is lit from the top left, as the products are.
 """
 
 from collections.abc import Callable
@@ -16,7 +17,7 @@ Shape = Callable[[View], Array]
 
 
 @dataclass(frozen=True)
-class Defect:
+class DrawnDefect:
     """shape(view) -> distance (h, w); paint(view, distance, surface (h, w, 3)) -> (h, w, 3)."""
 
     shape: Shape
@@ -59,7 +60,7 @@ def _walk(rng: np.random.Generator, centre: Array, length: float, points: int, b
     return way - way.mean(axis=0) + centre
 
 
-def scratch(rng: np.random.Generator, centre: Array, size: float) -> Defect:
+def scratch(rng: np.random.Generator, centre: Array, size: float) -> DrawnDefect:
     """A bright groove with one dark lip, nearly straight."""
     points = _walk(rng, centre, 2.4 * size, 5, 0.12, rng.uniform(0, np.pi))
     width = rng.uniform(0.011, 0.016)
@@ -69,10 +70,10 @@ def scratch(rng: np.random.Generator, centre: Array, size: float) -> Defect:
         lit = view.cover(d + 0.35 * width)
         surface = mix(surface, surface * 0.45, view.cover(d))
         return mix(surface, np.array([0.94, 0.94, 0.92]), 0.85 * lit)
-    return Defect(shape, paint)
+    return DrawnDefect(shape, paint)
 
 
-def crack(rng: np.random.Generator, centre: Array, size: float) -> Defect:
+def crack(rng: np.random.Generator, centre: Array, size: float) -> DrawnDefect:
     """A dark, jagged line that narrows to its ends, with a branch or two."""
     direction, width = rng.uniform(0, np.pi), rng.uniform(0.011, 0.015)
     main = _walk(rng, centre, 2.4 * size, 8, 0.5, direction)
@@ -87,10 +88,10 @@ def crack(rng: np.random.Generator, centre: Array, size: float) -> Defect:
 
     def paint(view: View, d: Array, surface: Array) -> Array:
         return mix(surface, surface * 0.15, view.cover(d))
-    return Defect(shape, paint)
+    return DrawnDefect(shape, paint)
 
 
-def cut(rng: np.random.Generator, centre: Array, size: float) -> Defect:
+def cut(rng: np.random.Generator, centre: Array, size: float) -> DrawnDefect:
     """A slit that gapes in the middle: dark inside, pale lips."""
     direction, gape = rng.uniform(0, np.pi), size * rng.uniform(0.16, 0.24) + 0.006
     points = _walk(rng, centre, 2.0 * size, 7, 0.08, direction)
@@ -99,10 +100,10 @@ def cut(rng: np.random.Generator, centre: Array, size: float) -> Defect:
     def paint(view: View, d: Array, surface: Array) -> Array:
         surface = mix(surface, 0.45 * surface + 0.5, 0.9 * view.cover(d))
         return mix(surface, np.array([0.05, 0.04, 0.04]), view.cover(d + 0.42 * gape))
-    return Defect(shape, paint)
+    return DrawnDefect(shape, paint)
 
 
-def hole(rng: np.random.Generator, centre: Array, size: float) -> Defect:
+def hole(rng: np.random.Generator, centre: Array, size: float) -> DrawnDefect:
     """Punched through: black, its wall lit on the far side."""
     shape = _blob(rng, centre, 0.72 * size, 0.10)
 
@@ -111,14 +112,14 @@ def hole(rng: np.random.Generator, centre: Array, size: float) -> Defect:
         wall = np.clip(1 + d / (0.22 * size), 0, 1) * np.clip((x + y) / (0.8 * size), 0, 1)
         inside = np.array([0.05, 0.05, 0.06]) + (0.45 * wall)[..., None] * surface
         return mix(surface, inside, view.cover(d))
-    return Defect(shape, paint)
+    return DrawnDefect(shape, paint)
 
 
 STAINS = {"red": (0.72, 0.12, 0.12), "blue": (0.10, 0.20, 0.62), "green": (0.14, 0.48, 0.20),
           "black": (0.07, 0.07, 0.08)}
 
 
-def stain(rng: np.random.Generator, centre: Array, size: float, tint: str) -> Defect:
+def stain(rng: np.random.Generator, centre: Array, size: float, tint: str) -> DrawnDefect:
     """A dried liquid: the surface shows through, and the edge is the darkest."""
     shape, pigment = _blob(rng, centre, 0.85 * size, 0.22), colour(rng, STAINS[tint], spread=0.03)
     uneven = Noise(rng, 8, 8)
@@ -128,10 +129,10 @@ def stain(rng: np.random.Generator, centre: Array, size: float, tint: str) -> De
         thick = np.clip(0.74 + 0.14 * ring + 0.04 * uneven(view), 0, 1)
         wet = mix(surface, pigment * (0.75 + 0.4 * surface), thick)
         return mix(surface, wet, view.cover(d))
-    return Defect(shape, paint)
+    return DrawnDefect(shape, paint)
 
 
-def glue(rng: np.random.Generator, centre: Array, size: float) -> Defect:
+def glue(rng: np.random.Generator, centre: Array, size: float) -> DrawnDefect:
     """A drop of clear amber: domed, bright where it faces the light, dark at its foot."""
     shape, amber = _blob(rng, centre, 0.8 * size, 0.20), colour(rng, (0.88, 0.78, 0.42), spread=0.03)
 
@@ -143,10 +144,10 @@ def glue(rng: np.random.Generator, centre: Array, size: float) -> Defect:
         body = mix(surface, amber, 0.55 + 0.25 * dome) * (0.72 + 0.34 * dome + 0.16 * facing)[..., None]
         spot = np.exp(-((x + 0.30 * size) ** 2 + (y + 0.30 * size) ** 2) / (0.16 * size) ** 2)
         return mix(surface, mix(body, np.array([1.0, 0.99, 0.95]), 0.9 * spot * dome), view.cover(d))
-    return Defect(shape, paint)
+    return DrawnDefect(shape, paint)
 
 
-def dent(rng: np.random.Generator, centre: Array, size: float) -> Defect:
+def dent(rng: np.random.Generator, centre: Array, size: float) -> DrawnDefect:
     """Pressed in: no colour of its own, dark on the side of the light, bright on the other."""
     shape, depth = _blob(rng, centre, 0.85 * size, 0.12), rng.uniform(0.85, 1.1)
 
@@ -157,10 +158,10 @@ def dent(rng: np.random.Generator, centre: Array, size: float) -> Defect:
         light = 1 + depth * (0.62 * facing * bowl - 0.22 * bowl)
         return mix(surface, surface * light[..., None] + (0.10 * np.clip(facing, 0, 1) * bowl)[..., None],
                    view.cover(d))
-    return Defect(shape, paint)
+    return DrawnDefect(shape, paint)
 
 
-def burn(rng: np.random.Generator, centre: Array, size: float) -> Defect:
+def burn(rng: np.random.Generator, centre: Array, size: float) -> DrawnDefect:
     """Scorched: a charred core in a brown halo, both ragged."""
     shape, ragged = _blob(rng, centre, 0.9 * size, 0.18), Noise(rng, 14, 14)
     halo = colour(rng, (0.46, 0.24, 0.09), spread=0.03)
@@ -170,9 +171,9 @@ def burn(rng: np.random.Generator, centre: Array, size: float) -> Defect:
         scorched = mix(surface, halo * (0.5 + 0.6 * surface), np.clip(0.55 + 1.2 * depth, 0, 0.95))
         charred = mix(scorched, np.array([0.06, 0.05, 0.05]), np.clip((depth - 0.30) / 0.15, 0, 1))
         return mix(surface, charred, view.cover(d))
-    return Defect(shape, paint)
+    return DrawnDefect(shape, paint)
 
 
-DEFECTS: dict[str, Callable[..., Defect]] = {
+DEFECTS: dict[str, Callable[..., DrawnDefect]] = {
     f.__name__: f for f in (scratch, crack, cut, hole, stain, glue, dent, burn)}
 THIN = ("scratch", "crack", "cut")

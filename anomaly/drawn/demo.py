@@ -1,4 +1,5 @@
-"""The demo data set: drawn photographs in MVTec AD layout, two of whose defects the embedded checkpoint has not seen.
+"""The demo data set: drawn photographs in MVTec AD layout, two of whose defects the embedded
+checkpoint has not seen.
 
     FOLDER/PRODUCT/train/good/000.png
     FOLDER/PRODUCT/test/DEFECT/000.png      FOLDER/PRODUCT/ground_truth/DEFECT/000_mask.png
@@ -15,7 +16,8 @@ from anomaly.drawn.fields import View
 from anomaly.drawn.scenes import draw_scene
 from anomaly.progress import Report, each, silent
 
-# A combination held out of pretraining, a thin defect, and the kind that pretraining has never seen.
+# A combination held out of pretraining, a thin defect, and the kind that pretraining has never
+# seen.
 DEMO = (("leather", "glue"), ("metal", "scratch"), ("wood", "burn"))
 DEFECTIVE, NORMALS, PIXELS = 36, 40, 256
 FRAME = View(0.0, 0.0, 1.0, PIXELS)

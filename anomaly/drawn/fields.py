@@ -1,7 +1,7 @@
 """What the pictures are made of: a view of the unit square, smooth noise, distances, light.
 
-Everything random is drawn when an object is made, before any pixel is known; a view only reads it. So a scene
-is the same at every resolution and through every window.
+Everything random is drawn when an object is made, before any pixel is known; a view only reads it.
+So a scene is the same at every resolution and through every window.
 """
 
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 Array = np.ndarray
-# Standard deviation of white noise after a cubic B-spline in both directions: (151 / 315), the mean of the
-# squared weights over a cell, once a direction.
+# Standard deviation of white noise after a cubic B-spline in both directions: (151 / 315), the mean
+# of the squared weights over a cell, once a direction.
 SPLINE_STD = 151 / 315
 
 

@@ -1,9 +1,9 @@
 """The products: six surfaces and two objects, each with a random look, seen in even light.
 
-Objects lie as in a fixture: a few degrees and pixels of play, not any way round.
-A product is made from a generator and painted through a view: colour (h, w, 3) in [0, 1] and the share of each
-pixel that is product rather than background (h, w). Features are 1/30 of the frame or larger: four pixels of
-a picture of 128, which is what a small VAE with a downsampling of 4 can carry.
+Objects lie as in a fixture: a few degrees and pixels of play, not any way round. A product is made
+from a generator and painted through a view: colour (h, w, 3) in [0, 1] and the share of each pixel
+that is product rather than background (h, w). Features are 1/30 of the frame or larger: four pixels
+of a picture of 128, which is what a small VAE with a downsampling of 4 can carry.
 """
 
 from collections.abc import Callable

@@ -4,7 +4,8 @@
     a photo of wood with large red stain top left       the defect, its size and its place in the picture
     a photo of mask with large stain top left           the mask itself, white on black
 
-The combinations of HELD_OUT and the kind UNSEEN are in none of them: they are for the demo to learn.
+The combinations of HELD_OUT and the kind UNSEEN are in none of them: they are for the demo to
+learn.
 """
 
 from collections.abc import Callable
@@ -13,21 +14,23 @@ from dataclasses import dataclass
 import numpy as np
 
 from anomaly.crop import MARGIN
-from anomaly.drawn.defects import DEFECTS, STAINS, Defect
+from anomaly.drawn.defects import DEFECTS, STAINS, DrawnDefect
 from anomaly.drawn.fields import Array, Noise, View
 from anomaly.drawn.products import OBJECTS, PRODUCTS, Product
 
 HELD_OUT = {("leather", "glue"), ("metal", "stain"), ("pill", "crack")}
 UNSEEN = "burn"
-# A defect lies near the middle of the frame or of one of its quarters: of SPOTS places on the product the one that is
-# nearest. Places anywhere would leave a word like "top left" with too little to say for a small model to learn it.
+# A defect lies near the middle of the frame or of one of its quarters: of SPOTS places on the
+# product the one that is nearest. Places anywhere would leave a word like "top left" with too
+# little to say for a small model to learn it.
 PLACES, SPOTS = ((0.5, 0.5), (0.26, 0.26), (0.74, 0.26), (0.26, 0.74), (0.74, 0.74)), 24
 SIZES = (0.07, 0.22)    # of a defect, about half its extent, in frames; log-uniform
 LARGE, HUGE = 0.36, 0.6 # "large" if its longer side is above this share of the picture, "huge" above that: a crop
 SIDE, MIDDLE = 0.08, 0.10   # centroid this far from the centre in x and y: a corner's words; nearer: "center"
 NORMAL, MASKS, CLOSE = 0.20, 0.13, 0.5      # shares: of normals and masks among all; of crops among the defects
 CLOSE_UP = (1.15, 2.0)  # side of a crop over the longer side of the mask
-# Shares of the captions that leave words out, so that fewer of them still mean something. A mask keeps its name.
+# Shares of the captions that leave words out, so that fewer of them still mean something. A mask
+# keeps its name.
 NO_WORDS, NO_PLACE, NO_PRODUCT = 0.10, 0.10, 0.08
 WHOLE = View(0.0, 0.0, 1.0, 64)
 
@@ -38,7 +41,7 @@ class Scene:
 
     product: Product
     light: Callable[[View], Array]
-    defect: Defect | None
+    defect: DrawnDefect | None
     tint: str               # the colour word of a stain, else ""
 
     def mask(self, view: View) -> Array:
@@ -86,9 +89,11 @@ def extent(mask: Array) -> tuple[float, float, float]:
 
 
 def close_up(mask: Array, pixels: int, margin: float, shift: Array) -> View:
-    """A window of margin times the longer side of a mask's box, in which the box lies whole; inside the frame.
+    """A window of margin times the longer side of a mask's box, in which the box lies whole; inside
+    the frame.
 
-    shift (x, y) from -0.5 to 0.5: from the box at the window's right and bottom to the left and top; 0: amid.
+    shift (x, y) from -0.5 to 0.5: from the box at the window's right and bottom to the left and
+    top; 0: in its middle.
     """
     x, y, longer = extent(mask)
     side = min(1.0, longer * margin)

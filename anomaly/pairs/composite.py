@@ -9,10 +9,11 @@ from anomaly.runs.sheets import to_pixels
 
 
 def composite(photograph: np.ndarray, mask: np.ndarray, crop: Crop, painted: Tensor) -> np.ndarray:
-    """photograph uint8 (h, w) or (h, w, 3), mask bool (h, w), painted (3, size, size) in [-1, 1] -> uint8.
+    """photograph uint8 (h, w) or (h, w, 3), mask bool (h, w), painted (3, size, size) in [-1, 1] ->
+    uint8.
 
-    Every pixel outside the mask is the photograph's own; mirrored surroundings are never pasted, because
-    no mask pixel lies there. Raises RuntimeError if the decoded picture is not finite.
+    Every pixel outside the mask is the photograph's own; mirrored surroundings are never pasted,
+    because no mask pixel lies there. Raises RuntimeError if the decoded picture is not finite.
     """
     if not painted.isfinite().all():
         raise RuntimeError("the decoded picture has values that are not finite; nothing was written for it")

@@ -1,7 +1,8 @@
-"""Where the masks of the pairs come from: learned by the mask model, moved from the training set, or given files.
+"""Where the masks of the pairs come from: learned by the mask model, moved from the training set,
+or given files.
 
-A source takes a defect and the photographs to paint into, and gives Masks: a function of a block of plans. Every
-fault of the input is found then, before anything is painted.
+A source takes a defect and the photographs to paint into, and gives Masks: a function of a block of
+plans. Every fault of the input is found then, before anything is painted.
 """
 
 import logging
@@ -75,9 +76,11 @@ def mask_files(path: Path) -> MaskSource:
 
 
 def learned_masks(sd: StableDiffusion, run: Run, defect: Defect, normals: list[Normal], steps: int) -> Masks:
-    """Masks drawn by the mask model: each pair takes the first of its own draws that looks like a real mask and fits.
+    """Masks drawn by the mask model: each pair takes the first of its own draws that looks like a
+    real mask and fits.
 
-    Draws for the pairs still waiting fill a batch. Choosing raises RuntimeError after GIVE_UP refusals in a row.
+    Draws for the pairs still waiting fill a batch. Choosing raises RuntimeError after GIVE_UP
+    refusals in a row.
     """
     if run.config["options"]["no_masks"]:
         raise ValueError(f"--masks learned: {run.folder} has no mask_embeddings, it was trained with "

@@ -1,9 +1,11 @@
-"""The story of sampling: a run -> a data set of image-mask pairs. `python tools/sample.py` tells it.
+"""The story of sampling: a run -> a data set of image-mask pairs. `python tools/sample.py` tells
+it.
 
     plan -> mask -> placement -> crop -> blended DDIM -> composite -> files
 
-Pairs are painted in blocks of the batch size. The last block of a defect is filled up with the pairs that would
-follow, which are not written: every kernel sees one shape, and a pair's bytes do not depend on how many are made.
+Pairs are painted in blocks of the batch size. The last block of a defect is filled up with the
+pairs that would follow, which are not written: every kernel sees one shape, and a pair's bytes do
+not depend on how many are made.
 """
 
 import logging
@@ -71,11 +73,13 @@ def paint(sd: StableDiffusion, run: Run, folder: PairFolder, *, defects: list[De
           steps: int = STEPS, guidance: float | None = None, against_object: bool = False,
           weigh: Weigh | None = None, batch_size: int = BATCH_SIZE, seed: int = 0,
           report: Report = silent) -> Iterator[Pair]:
-    """Paint n pairs of every defect of the run; yields each when it is written. What is there is not painted again.
+    """Paint n pairs of every defect of the run; yields each when it is written. What is there is
+    not painted again.
 
-    defects: None: all of the run's. n: a defect; None: PAIRS, or 1 for one photograph and one mask file. normals: a
-    photograph or a folder; None: those of the data. guidance: a scale; None: what training found, or 1 with a
-    re-weighting. against_object: the negative prompt is the object's words, not empty. weigh: d, m -> w_m.
+    defects: None: all of the run's. n: a defect; None: PAIRS, or 1 for one photograph and one mask
+    file. normals: a photograph or a folder; None: those of the data. guidance: a scale; None: what
+    training found, or 1 with a re-weighting. against_object: the negative prompt is the object's
+    words, not empty. weigh: d, m -> w_m.
     """
     run_folder.check_weights(run, sd.source, sd.fingerprint())
     defects = run.defects if defects is None else defects

@@ -3,7 +3,8 @@
     OUT/OBJECT/test/DEFECT/00000.png                    OUT/OBJECT/ground_truth/DEFECT/00000_mask.png
     OUT/_meta/{config.json, manifest.csv, contact_sheet.jpg}
 
-Loaders sort names, hence the fixed width, and take every PNG below OUT/OBJECT for a sample, hence _meta.
+Loaders sort names, hence the fixed width, and take every PNG below OUT/OBJECT for a sample, hence
+_meta.
 """
 
 import json
@@ -29,8 +30,8 @@ REWEIGHT_0_1 = {"paper": "adaptive", "literal": "paper"}
 class PairFolder:
     """Writes pairs, one row of the manifest each, so that a killed command can be run again.
 
-    Order: mask, row, image. An image is there only if its mask and its row are; a row without an image is
-    dropped. Raises ValueError if the folder was made with other options.
+    Order: mask, row, image. An image is there only if its mask and its row are; a row without an
+    image is dropped. Raises ValueError if the folder was made with other options.
     """
 
     def __init__(self, folder: Path, options: dict | None = None):

@@ -32,8 +32,8 @@ class Normal:
 def mask_patch(mask: np.ndarray, size: int, source: str) -> MaskPatch:
     """The patch of a full mask (h, w); size is the models' image size, for the crop rule.
 
-    The place is a share of the free room rather than of the photograph, so that a defect that touches an
-    edge touches the same edge of every photograph it is moved to.
+    The place is a share of the free room rather than of the photograph, so that a defect that
+    touches an edge touches the same edge of every photograph it is moved to.
     """
     left, top, right, bottom = box(mask)
     room = mask.shape[1] - (right - left), mask.shape[0] - (bottom - top)

@@ -1,9 +1,9 @@
 """How strongly a learned defect is to be painted: as strongly as its training photographs show it.
 
-Guidance makes a defect stand out more, and how much it takes differs from defect to defect. So a defect is painted over its
-own training photographs with two scales, and the scale at which its contrast would be theirs is read off the
-straight line through them. Contrast may fall again as the scale grows, so a scale beyond the two is painted with, too,
-and must come nearer.
+Guidance makes a defect stand out more, and how much it takes differs from defect to defect. So a
+defect is painted over its own training photographs with two scales, and the scale at which its
+contrast would be theirs is read off the straight line through them. Contrast may fall again as the
+scale grows, so a scale beyond the two is painted with, too, and must come nearer.
 
 departs from the paper: it has no guidance.
 """

@@ -1,6 +1,7 @@
 """The story of training: photographs with masks -> a run. `python tools/train_embed.py` tells it.
 
-    views -> latent-to-RGB map -> e_a and E by masked textual inversion -> guidance -> e_m -> preview
+    views -> latent-to-RGB map -> e_a and E by masked textual inversion -> guidance -> e_m ->
+    preview
 """
 
 import logging
@@ -80,10 +81,11 @@ def learn(sd: StableDiffusion, defects: list[Defect], out: Path, *, steps: int |
           seed: int = 0, resume: bool = False, options: dict | None = None, report: Report = silent) -> Run:
     """Learn every defect, then the masks of each, into the folder out; returns the run.
 
-    steps: a defect; None: default_steps, or with resume the run's own. batch_size: views a step. size: side of
-    the crops in pixels; None: the model's own. flip: views may be mirrored. mask_model: learn masks, too.
-    resume: go on where the run in out was. options: what else config.json shall say; a resumed run must have
-    the same. Every fault of the input raises before anything is written: ValueError or an OSError.
+    steps: a defect; None: default_steps, or with resume the run's own. batch_size: views a step.
+    size: side of the crops in pixels; None: the model's own. flip: views may be mirrored.
+    mask_model: learn masks, too. resume: go on where the run in out was. options: what else
+    config.json shall say; a resumed run must have the same. Every fault of the input raises before
+    anything is written: ValueError or an OSError.
     """
     run_folder.check_out(out, resume)
     for example in (e for defect in defects for e in defect.examples):

@@ -90,8 +90,8 @@ def check_out(folder: Path, resume: bool) -> None:
 def start_run(folder: Path, config: dict, resume: bool) -> Run:
     """Create the run, or find the one to resume; config as it is to be written.
 
-    Raises ValueError if the one to resume was made with other options (--steps may grow, the checkpoint may
-    have moved), other files or another model.
+    Raises ValueError if the one to resume was made with other options (--steps may grow, the
+    checkpoint may have moved), other files or another model.
     """
     if not resume:
         write_json(folder / "config.json", config)

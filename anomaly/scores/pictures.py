@@ -1,4 +1,5 @@
-"""What is measured on painted defects. Pictures are float (b, 3, h, w) in [-1, 1], masks bool (b, h, w), none empty.
+"""What is measured on painted defects. Pictures are float (b, 3, h, w) in [-1, 1], masks bool (b,
+h, w), none empty.
 
 What is compared must be seen alike: all of it through the VAE, or none.
 """
@@ -23,10 +24,12 @@ def ring(masks: Tensor) -> Tensor:
 
 
 def contrast_energy(pictures: Tensor, masks: Tensor) -> Tensor:
-    """How far the mask's pixels lie from the mean colour of the ring round it, beyond the ring's own: squared.
+    """How far the mask's pixels lie from the mean colour of the ring round it, beyond the ring's
+    own: squared.
 
-    mean over m of |x - c|^2 - mean over the ring of |x - c|^2, c the ring's mean colour; near 0 for a surface
-    without defect, where it may be below. The contrast of several pictures is the root of their mean.
+    mean over m of |x - c|^2 - mean over the ring of |x - c|^2, c the ring's mean colour; near 0 for
+    a surface without defect, where it may be below. The contrast of several pictures is the root of
+    their mean.
     """
     around = ring(masks)
     distance = (pictures - mean_colour(pictures, around)[:, :, None, None]).square().mean(dim=1)

@@ -1,7 +1,9 @@
-"""Write a diffusers folder's weights as the original single file: the way back, with a map of its own.
+"""Write a diffusers folder's weights as the original single file: the way back, with a map of its
+own.
 
-weights/layouts.py lists the single file's names row by row; here they follow from the positions of the blocks.
-The benchmark has diffusers read the file first, so that our loader is not tested against our own map.
+weights/layouts.py lists the single file's names row by row; here they follow from the positions of
+the blocks. The benchmark has diffusers read the file first, so that our loader is not tested
+against our own map.
 """
 
 import re

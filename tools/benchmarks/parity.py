@@ -1,9 +1,10 @@
-"""bench.py parity: this project's Stable Diffusion beside diffusers' and transformers', at full size.
+"""bench.py parity: this project's Stable Diffusion beside diffusers' and transformers', at full
+size.
 
-Random models of the three families are written in each published layout. diffusers and transformers read a
-file and run its parts, then `weights.load` reads the same file and ldm/ runs them; what is printed is the
-largest difference over the largest value. Loading itself is measured beside it: time against diffusers', memory
-against the size of the weights.
+Random models of the three families are written in each published layout. diffusers and transformers
+read a file and run its parts, then `weights.load` reads the same file and ldm/ runs them; what is
+printed is the largest difference over the largest value. Loading itself is measured beside it: time
+against diffusers', memory against the size of the weights.
 """
 
 import shutil

@@ -1,7 +1,8 @@
-"""Random Stable Diffusions, built by diffusers and transformers: for the benchmarks and for the tests.
+"""Random Stable Diffusions, built by diffusers and transformers: for the benchmarks and for the
+tests.
 
-They have learned nothing: what they paint is noise. Biases and norms are random too, so that a part left out is
-seen.
+They have learned nothing: what they paint is noise. Biases and norms are random too, so that a part
+left out is seen.
 """
 
 import json

@@ -1,7 +1,8 @@
 """Stage 1: the VAE, 128 px to 32 x 32 latents of 4 channels.
 
-It is short of steps, not of pictures a step: small crops first, whole pictures at the end. Global colour is the
-last thing that a network with GroupNorm learns, hence the loss on colour differences of small versions.
+It is short of steps, not of pictures a step: small crops first, whole pictures at the end. Global
+colour is the last thing that a network with GroupNorm learns, hence the loss on colour differences
+of small versions.
 """
 
 import numpy as np
@@ -85,7 +86,8 @@ def encode_all(vae: VAE, images: np.ndarray, device: str, size: int = 16) -> Ten
 def fold(vae: VAE, latents: Tensor) -> None:
     """Make every channel of the latents standard: the same autoencoder, with scaling factor 1.
 
-    (z - mu) / sigma goes into quant_conv, its inverse into post_quant_conv. latents: (n, 4, h, w) of pictures.
+    (z - mu) / sigma goes into quant_conv, its inverse into post_quant_conv. latents: (n, 4, h, w)
+    of pictures.
     """
     z = latents.float()
     mu, sigma = (f(z, dim=(0, 2, 3)).to(vae.quant_conv.weight) for f in (torch.mean, torch.std))

@@ -1,11 +1,13 @@
 """Stage 2: the U-Net, on the encoded pictures and their captions.
 
-The text encoder keeps its initial weights, as Stable Diffusion's is not trained with its U-Net either. Trained
-together, it soon gave each sentence one of a few contexts and forgot what mattered least so far: "top left" and
-"bottom right" were the same to three digits, and no training of the U-Net could bring the place back.
+The text encoder keeps its initial weights, as Stable Diffusion's is not trained with its U-Net
+either. Trained together, it soon gave each sentence one of a few contexts and forgot what mattered
+least so far: "top left" and "bottom right" were the same to three digits, and no training of the
+U-Net could bring the place back.
 
-v prediction: at the noisy end of the schedule, where a picture's colours and shapes are decided, an error of
-eps is multiplied by 15 on its way to x_0; v hardly is, so that a small model gets them right early.
+v prediction: at the noisy end of the schedule, where a picture's colours and shapes are decided, an
+error of eps is multiplied by 15 on its way to x_0; v hardly is, so that a small model gets them
+right early.
 """
 
 from dataclasses import dataclass
@@ -24,17 +26,19 @@ from pretraining.state import Stage, half_precision
 
 UNET = UNetConfig(channels=(48, 96, 192), cross_attention=(False, True, True), layers_per_block=1,
                   heads=(4, 4, 4), context_dim=128, norm_groups=16, sample_size=32)
-# With Stable Diffusion's betas, up to 0.012, pictures of 32 x 32 latents show through all noise: at t = 951, where 20
-# steps start, the mean of a channel has 5.6 times the noise's variance. The model then reads colour, size and place
-# from x_t and not from the words, and sampling, which starts from noise alone, shows it a picture of no colour and
-# vague shapes (Lin et al., "Common Diffusion Noise Schedules and Sample Steps are Flawed"). Up to 0.025 it is 0.08.
+# With Stable Diffusion's betas, up to 0.012, pictures of 32 x 32 latents show through all noise: at
+# t = 951, where 20 steps start, the mean of a channel has 5.6 times the noise's variance. The model
+# then reads colour, size and place from x_t and not from the words, and sampling, which starts from
+# noise alone, shows it a picture of no colour and vague shapes (Lin et al., "Common Diffusion Noise
+# Schedules and Sample Steps are Flawed"). Up to 0.025 it is 0.08.
 SCHEDULE = ScheduleConfig(beta_end=0.025, v_prediction=True)
 RATE, AVERAGE, BATCH = 6e-4, 0.9995, 8
 TEXT_GUIDANCE = 4.0     # where whole pictures are made from captions
-# Shapes are learned from pictures of masks alone. The blobs of five kinds teach one another; a scratch, the only straight
-# stroke, is one in seven of them.
+# Shapes are learned from pictures of masks alone. The blobs of five kinds teach one another; a
+# scratch, the only straight stroke, is one in seven of them.
 MASK_TURNS, STROKE_TURNS = 2, 12
-# Weight of a defect's cells above the others: together they count as this share of a picture, each at most so much.
+# Weight of a defect's cells above the others: together they count as this share of a picture, each
+# at most so much.
 DEFECT_SHARE, MOST = 0.35, 6.0
 
 
@@ -48,8 +52,8 @@ def text_config(vocab_size: int) -> TextConfig:
 def initialise_text(text_encoder: TextEncoder) -> None:
     """Random words, and a first layer that gives every token the mean of the words up to it.
 
-    So an end token, and 65 of 77 tokens are, is what the sentence says, and a word's own token is that word. The
-    second layer adds nothing.
+    So an end token, and 65 of 77 tokens are, is what the sentence says, and a word's own token is
+    that word. The second layer adds nothing.
     """
     for name, parameter in text_encoder.named_parameters():
         if ".out_proj." in name or ".fc2." in name:
@@ -62,7 +66,8 @@ def initialise_text(text_encoder: TextEncoder) -> None:
         nn.init.zeros_(projection.bias)
     for projection in (attention.k_proj, attention.v_proj, attention.out_proj):
         nn.init.eye_(projection.weight)
-    # Every token looks away from end tokens, and at all others alike: those are made orthogonal to it in each head.
+    # Every token looks away from end tokens, and at all others alike: those are made orthogonal to
+    # it in each head.
     table = text_encoder.word_table.view(text_encoder.config.vocab_size, text_encoder.config.heads, -1)
     end = F.normalize(table[-1], dim=-1)
     table[:-1] -= (table[:-1] * end).sum(dim=-1, keepdim=True) * end
@@ -105,10 +110,12 @@ def shares(masks: np.ndarray, cells: int) -> Tensor:
 
 
 def weights(cells: Tensor, signal: Tensor) -> Tensor:
-    """Weight of each cell in the loss, from the share of it that is defect: (b, 1, h, w) both; signal (b,).
+    """Weight of each cell in the loss, from the share of it that is defect: (b, 1, h, w) both;
+    signal (b,).
 
-    signal is alphas_cumprod at the picture's t. Where noise hides the picture the model answers with a mean over
-    all that it may be, and a weight on the defect's cells would make it a mean over more and larger defects.
+    signal is alphas_cumprod at the picture's t. Where noise hides the picture the model answers
+    with a mean over all that it may be, and a weight on the defect's cells would make it a mean
+    over more and larger defects.
     """
     area = cells.mean(dim=(1, 2, 3), keepdim=True)
     return 1 + signal[:, None, None, None] * cells * (DEFECT_SHARE / area.clamp_min(1e-6)).clamp_max(MOST)

@@ -1,7 +1,7 @@
 """What a piece of pretraining leaves for the next one: weights, moments, averages and the step.
 
-Which pictures, timesteps and noise a step sees follows from (seed, step) alone, so the step is the data cursor
-and the state of every random generator.
+Which pictures, timesteps and noise a step sees follows from (seed, step) alone, so the step is the
+data cursor and the state of every random generator.
 """
 
 import csv
@@ -70,7 +70,8 @@ class Stage:
 
 
 def pieces(stage: Stage, steps: int, until: float, log: Path, name: str, every: int = 100) -> Iterator[list[float]]:
-    """Steps until `steps` are done or the clock passes `until`; the caller appends each step's losses.
+    """Steps until `steps` are done or the clock passes `until`; the caller appends each step's
+    losses.
 
     Their mean over `every` steps goes to the log, and the state to its file, every ten such lines.
     """

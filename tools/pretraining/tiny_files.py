@@ -37,7 +37,8 @@ def _split(word: str, merges: Merges) -> list[str]:
 def caption_merges() -> Merges:
     """Merges that make one token of each caption word.
 
-    A word's merges go behind those of the words before it, so they cannot take its letters from an earlier one.
+    A word's merges go behind those of the words before it, so they cannot take its letters from an
+    earlier one.
     """
     merges: Merges = []
     for word in caption_words():
