@@ -6,8 +6,8 @@ text has the same ids in SD 1.x and 2.x, the padding differs.
 """
 
 import torch
-from tokenizers import Regex, Tokenizer as BPETokenizer
-from tokenizers import models, normalizers, pre_tokenizers
+from tokenizers import Regex, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer as BPETokenizer
 from torch import Tensor
 
 START, END = "<|startoftext|>", "<|endoftext|>"

@@ -17,9 +17,8 @@ import traceback
 from collections import Counter
 from pathlib import Path
 
-from models_on_disk import SMALL_FAMILIES, TEXT, UNET, VAE_FILE
-
 import weights.checkpoint
+from models_on_disk import SMALL_FAMILIES, TEXT, UNET, VAE_FILE
 from weights import load
 
 SECONDS = 20                # for one load, which takes less than one

@@ -6,7 +6,18 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from anomaly.crop import Crop, augmented, box, cut, defect_crop, take, thin, touched, turn_mask, turn_window
+from anomaly.crop import (
+    Crop,
+    augmented,
+    box,
+    cut,
+    defect_crop,
+    take,
+    thin,
+    touched,
+    turn_mask,
+    turn_window,
+)
 
 
 def rectangle(height, width, top, left, h, w):

@@ -6,8 +6,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anomaly.dataset import (Defect, Example, check_names, find_defects, first_third, pair_folders,
-                             read_example, read_mask, read_photograph, select)
+from anomaly.dataset import (
+    Defect,
+    Example,
+    check_names,
+    find_defects,
+    first_third,
+    pair_folders,
+    read_example,
+    read_mask,
+    read_photograph,
+    select,
+)
 
 
 def save(path, array):

@@ -7,9 +7,20 @@ from anomaly.dataset import find_defects, first_third, read_example
 from anomaly.drawn import demo
 from anomaly.drawn.defects import DEFECTS
 from anomaly.drawn.fields import Noise, View, segment
-from anomaly.drawn.scenes import (HELD_OUT, PLACES, UNSEEN, WHOLE, close_up, describe, draw_picture,
-                                               draw_scene, extent, pairs, place)
 from anomaly.drawn.products import PRODUCTS
+from anomaly.drawn.scenes import (
+    HELD_OUT,
+    PLACES,
+    UNSEEN,
+    WHOLE,
+    close_up,
+    describe,
+    draw_picture,
+    draw_scene,
+    extent,
+    pairs,
+    place,
+)
 
 FRAME = View(0.0, 0.0, 1.0, 128)
 EVERY = [(product, defect) for product in PRODUCTS for defect in DEFECTS]

@@ -3,8 +3,16 @@
 import torch
 
 from anomaly.dataset import Defect
-from anomaly.embedding import (E_A_VECTORS, E_M_VECTORS, E_S_VECTORS, AnomalyEmbedding, MaskEmbedding,
-                               initial_vectors, seed_of, word_rms)
+from anomaly.embedding import (
+    E_A_VECTORS,
+    E_M_VECTORS,
+    E_S_VECTORS,
+    AnomalyEmbedding,
+    MaskEmbedding,
+    initial_vectors,
+    seed_of,
+    word_rms,
+)
 
 CRACK, HOLE = Defect("tile", "crack", ()), Defect("tile", "blow_hole", ())
 

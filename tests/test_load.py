@@ -19,7 +19,6 @@ from weights import fingerprint, load
 from weights.configs import schedule_config, text_config, unet_config, vae_config
 
 
-
 def shapes(module):
     return {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
 

@@ -16,12 +16,19 @@ from anomaly.dataset import Defect, Example
 from anomaly.embedding import AnomalyEmbedding
 from anomaly.pairs.composite import change, composite
 from anomaly.pairs.masks import mask_files, training_masks
-from anomaly.runs.atomic_files import append_rows, read_rows, replacing, write_image, write_rows, write_tensors
 from anomaly.pairs.pair_folder import COLUMNS, PairFolder
 from anomaly.pairs.placement import Normal, find_normals, fits, learned_patch, mask_patch, placed
 from anomaly.pairs.plan import Plan, Target, draw_plan
 from anomaly.runs import atomic_files
 from anomaly.runs import run_folder as runs
+from anomaly.runs.atomic_files import (
+    append_rows,
+    read_rows,
+    replacing,
+    write_image,
+    write_rows,
+    write_tensors,
+)
 
 
 def mask_of(height, width, top, left, h, w):
@@ -222,8 +229,12 @@ def run(tmp_path):
 
 
 def test_embedding_files_open_in_diffusers(run, sd, checkpoint):
-    from diffusers import StableDiffusionPipeline
-    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from diffusers import (
+        AutoencoderKL,
+        DDIMScheduler,
+        StableDiffusionPipeline,
+        UNet2DConditionModel,
+    )
     from transformers import CLIPTextModel, CLIPTokenizer
     learner = AnomalyEmbedding(sd, run.defects, 0)
     runs.save_vectors(run, "embeddings", "", learner.e_a)

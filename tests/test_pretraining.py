@@ -4,10 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pretrain_tiny
 import pytest
 import torch
 
-import pretrain_tiny
 from anomaly.sampler import STEPS
 from ldm.config import ScheduleConfig, VAEConfig
 from ldm.schedule import Schedule

@@ -4,8 +4,19 @@ import numpy as np
 import pytest
 import torch
 
-from anomaly.reweight import (EPS, GAIN, TAU, adaptive, constant, difference, latent_to_rgb, masked_mean, paper,
-                              pyramid, released)
+from anomaly.reweight import (
+    EPS,
+    GAIN,
+    TAU,
+    adaptive,
+    constant,
+    difference,
+    latent_to_rgb,
+    masked_mean,
+    paper,
+    pyramid,
+    released,
+)
 
 
 def case(kind, seed=0):

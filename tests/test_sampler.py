@@ -83,8 +83,8 @@ def test_the_first_step_is_not_weighted_and_each_later_one_by_the_step_before(sd
     plain, weighted = run(sd, scene), run(sd, scene, partial(constant, gain=3.0))
     assert weighted[0].weight is None and torch.equal(plain[0].x, weighted[0].x)
     assert not torch.allclose(plain[1].x, weighted[1].x)
-    adaptive = run(sd, scene, adaptive)
-    for before, step in zip(adaptive, adaptive[1:]):
+    adapted = run(sd, scene, adaptive)
+    for before, step in zip(adapted, adapted[1:]):
         expected = adaptive(difference(before.x0_hat, y_0, m, TO_RGB), m)
         torch.testing.assert_close(step.weight, expected)
 

@@ -26,9 +26,9 @@ from ldm.tokenizer import vocabulary
 from ldm.unet import UNet
 from ldm.vae import VAE
 from pretraining import autoencoder, diffusion
-from pretraining.tiny_files import caption_merges, caption_tokenizer, write_checkpoint
 from pretraining.picture_set import PictureSet, picture_set
 from pretraining.state import Stage, pieces
+from pretraining.tiny_files import caption_merges, caption_tokenizer, write_checkpoint
 from weights import fingerprint, load
 
 PIXELS, STANDARDISED = 128, 2000    # side of the pictures; how many of them the latents' mean and std come from

@@ -8,14 +8,25 @@ from pathlib import Path
 
 from anomaly import reweight
 from anomaly.dataset import select
-from anomaly.pairs.masks import learned_masks, mask_files, training_masks
-from anomaly.pairs.pair_folder import PairFolder
-from anomaly.pairs.paint import BATCH_SIZE, PAIRS, paint
 from anomaly.painter import Weigh
+from anomaly.pairs.masks import learned_masks, mask_files, training_masks
+from anomaly.pairs.paint import BATCH_SIZE, PAIRS, paint
+from anomaly.pairs.pair_folder import PairFolder
 from anomaly.runs.run_folder import Run, read_run
 from anomaly.sampler import STEPS
-from cli import (DTYPES, Display, Parser, add_machine_options, at_least, auto_or, choose_device, choose_dtype,
-                 path_or, positive, run_tool)
+from cli import (
+    DTYPES,
+    Display,
+    Parser,
+    add_machine_options,
+    at_least,
+    auto_or,
+    choose_device,
+    choose_dtype,
+    path_or,
+    positive,
+    run_tool,
+)
 from weights import load
 
 WEIGH = {"adaptive": reweight.adaptive, "paper": reweight.paper, "released": reweight.released,

@@ -10,8 +10,18 @@ from anomaly.drawn.demo import demo_data
 from anomaly.progress import Report
 from anomaly.runs.learn import BATCH_SIZE, SD_STEPS, SMALL_STEPS, learn
 from anomaly.runs.run_folder import check_out
-from cli import (DTYPES, Display, Parser, add_machine_options, at_least, auto_or, choose_device, choose_dtype,
-                 path_or, run_tool)
+from cli import (
+    DTYPES,
+    Display,
+    Parser,
+    add_machine_options,
+    at_least,
+    auto_or,
+    choose_device,
+    choose_dtype,
+    path_or,
+    run_tool,
+)
 from weights import TINY, load
 
 DEMO = "demo"   # the word for the drawn photographs

@@ -15,8 +15,14 @@ from pathlib import Path
 from ldm.config import SD2_TEXT, SD2_UNET, ScheduleConfig, TextConfig, UNetConfig, VAEConfig
 from ldm.tokenizer import Tokenizer
 from weights import layouts
-from weights.configs import (check_in_channels, read_json, schedule_config, text_config, unet_config,
-                             vae_config)
+from weights.configs import (
+    check_in_channels,
+    read_json,
+    schedule_config,
+    text_config,
+    unet_config,
+    vae_config,
+)
 from weights.files import PICKLES, open_weights, pickle_refusal, refuse_foreign, refuse_pointer
 from weights.layouts import Slot
 from weights.tokenizers import folder_tokenizer, published_tokenizer

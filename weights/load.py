@@ -17,8 +17,15 @@ from ldm.schedule import Schedule
 from ldm.text_encoder import TextEncoder
 from ldm.unet import UNet
 from ldm.vae import VAE
-from weights.checkpoint import (EXPECTED, PARTS, Checkpoint, Source, read_folder, read_single_file,
-                                weight_file)
+from weights.checkpoint import (
+    EXPECTED,
+    PARTS,
+    Checkpoint,
+    Source,
+    read_folder,
+    read_single_file,
+    weight_file,
+)
 from weights.files import open_weights
 
 FLOATS = ("F64", "F32", "F16", "BF16")

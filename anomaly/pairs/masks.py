@@ -16,8 +16,15 @@ from torch import Tensor
 
 from anomaly.dataset import Defect, read_example
 from anomaly.mask_model import accepted, mask_picture, sample_masks, shape_of
-from anomaly.pairs.placement import (MaskPatch, Normal, fits, learned_patch, placed, read_mask_files,
-                                     training_patches)
+from anomaly.pairs.placement import (
+    MaskPatch,
+    Normal,
+    fits,
+    learned_patch,
+    placed,
+    read_mask_files,
+    training_patches,
+)
 from anomaly.pairs.plan import Plan, Target
 from anomaly.runs.run_folder import Run, load_vectors
 from ldm.model import StableDiffusion

@@ -19,12 +19,12 @@ import torch
 from anomaly.crop import defect_crop, take
 from anomaly.dataset import Defect, read_photograph
 from anomaly.embedding import AnomalyEmbedding
+from anomaly.painter import Settings, Weigh, context_of, paint_crops
 from anomaly.pairs.composite import change, composite
 from anomaly.pairs.masks import MaskSource, learned_masks
 from anomaly.pairs.pair_folder import PairFolder
 from anomaly.pairs.placement import Normal, find_normals
 from anomaly.pairs.plan import Plan, Target, draw_plan
-from anomaly.painter import Settings, Weigh, context_of, paint_crops
 from anomaly.progress import Report, silent
 from anomaly.runs import run_folder
 from anomaly.runs.run_folder import Run

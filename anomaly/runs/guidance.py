@@ -12,14 +12,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from anomaly.dataset import Defect
 from anomaly.embedding import AnomalyEmbedding
 from anomaly.painter import Settings, context_of, paint_crops
 from anomaly.runs.views import training_views
-from anomaly.scores.pictures import contrast
 from anomaly.sampler import Guidance
+from anomaly.scores.pictures import contrast
 from anomaly.train import more_precise
 from ldm.model import StableDiffusion
 
