@@ -1,6 +1,6 @@
 """AnomalyDiffusion (AAAI 2024): learn a defect from a few photographs, paint it into normal ones.
 
-The files of this folder are the paper, in the order of the data: dataset, crop, embedding,
+The files of this folder are the paper, in the order of the data: dataset, crop, views, embedding,
 spatial_encoder, prompt, train, reweight, sampler, painter, mask_model. Round them, each importing
 only what stands before it:
 

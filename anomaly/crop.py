@@ -43,7 +43,7 @@ class Cropped:
 
 
 def box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """left, top, right, bottom of the True pixels; right and bottom exclusive. The mask is not empty."""
+    """left, top, right, bottom of the True pixels, the last two exclusive; there must be some."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
@@ -52,8 +52,7 @@ def _start(low: int, high: int, side: int, extent: int, rng: np.random.Generator
     """First pixel of the crop along one axis, for a mask box low..high and a photograph of extent.
 
     The crop contains the box. It stays inside the photograph if it can, else it contains the
-    photograph. In the middle of what is allowed round the box's centre, or anywhere allowed with
-    rng.
+    photograph. Without rng it is as near as allowed to the box's centre, with rng anywhere allowed.
     """
     first, last = high - side, low                                  # all that contain the box
     first, last = max(first, min(0, extent - side)), min(last, max(0, extent - side))
@@ -63,11 +62,15 @@ def _start(low: int, high: int, side: int, extent: int, rng: np.random.Generator
 
 
 def defect_crop(mask: np.ndarray, size: int, rng: np.random.Generator | None = None) -> Crop:
-    """The crop for a mask (h, w): max(MARGIN x its longer side, size / 4), at most the photograph's
-    longer side. size is the models' image size in pixels. With rng its place is jittered."""
+    """The crop for a mask (h, w): MARGIN times the longer side of the mask's box.
+
+    But at least size / 4, and at most the photograph's longer side. size is the models' image size
+    in pixels. With rng its place is jittered.
+    """
     left, top, right, bottom = box(mask)
     height, width = mask.shape
-    side = min(max(round(MARGIN * max(right - left, bottom - top)), size // 4, 1), max(height, width))
+    longer = max(right - left, bottom - top)
+    side = min(max(round(MARGIN * longer), size // 4, 1), max(height, width))
     return Crop(_start(left, right, side, width, rng), _start(top, bottom, side, height, rng), side)
 
 
@@ -82,8 +85,7 @@ def touched(mask: np.ndarray, crop: Crop, grid: int) -> np.ndarray:
 
     Exact for every ratio of pixels to cells, so a one-pixel scratch survives. Nothing outside the
     photograph is mask: mirrored surroundings never count.
-    departs from the released code: it shrinks the mask bilinearly and cuts at 0.5, which loses thin
-    defects.
+    departs from the released code: it shrinks bilinearly and cuts at 0.5, which loses thin defects.
     """
     rows, columns = crop.inside(*mask.shape)
     pixels = np.zeros((crop.side, crop.side), dtype=bool)
@@ -97,14 +99,14 @@ def touched(mask: np.ndarray, crop: Crop, grid: int) -> np.ndarray:
 
 
 def cut(photograph: np.ndarray, crop: Crop) -> np.ndarray:
-    """The crop's pixels, uint8 (side, side) or (side, side, 3); mirrored where it leaves the photograph."""
+    """The crop's pixels, uint8 (side, side) or (side, side, 3); mirrored beyond the photograph."""
     rows = _mirrored(crop.top, crop.side, photograph.shape[0])
     columns = _mirrored(crop.left, crop.side, photograph.shape[1])
     return photograph[rows][:, columns]
 
 
 def to_image(pixels: np.ndarray, size: int) -> Tensor:
-    """uint8 (s, s) or (s, s, 3) -> (3, size, size) in [-1, 1]; grey becomes three equal channels."""
+    """uint8 (s, s) or (s, s, 3) -> (3, size, size) in [-1, 1]; of grey, three equal channels."""
     resized = Image.fromarray(pixels).convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 127.5 - 1
 
@@ -116,29 +118,31 @@ def take(photograph: np.ndarray, mask: np.ndarray, crop: Crop, size: int, factor
                    torch.from_numpy(touched(mask, crop, size // factor)))
 
 
-def _turned(source: np.ndarray, left: int, top: int, angle: float, centre: tuple[float, float], rows: slice,
-            columns: slice, resample: Image.Resampling) -> np.ndarray:
-    """Rows and columns of an image turned by angle degrees about centre (x, y); source is its part
-    at left, top.
+def _turned(source: np.ndarray, left: int, top: int, angle: float, centre: tuple[float, float],
+            rows: slice, columns: slice, resample: Image.Resampling) -> np.ndarray:
+    """Rows and columns of an image turned by angle degrees about centre (x, y).
 
-    Beyond the source is black.
+    source is the part of the image at left, top; beyond it is black.
     """
     radians = -np.radians(angle)        # where a pixel of the turned image comes from
-    cos, sin, x, y = np.cos(radians), np.sin(radians), columns.start - centre[0], rows.start - centre[1]
-    matrix = (cos, sin, cos * x + sin * y + centre[0] - left, -sin, cos, cos * y - sin * x + centre[1] - top)
+    cos, sin = np.cos(radians), np.sin(radians)
+    x, y = columns.start - centre[0], rows.start - centre[1]
+    matrix = (cos, sin, cos * x + sin * y + centre[0] - left,
+              -sin, cos, cos * y - sin * x + centre[1] - top)
     size = columns.stop - columns.start, rows.stop - rows.start
-    return np.asarray(Image.fromarray(source).transform(size, Image.Transform.AFFINE, matrix, resample))
+    image = Image.fromarray(source)
+    return np.asarray(image.transform(size, Image.Transform.AFFINE, matrix, resample))
 
 
 def turn_mask(mask: np.ndarray, angle: float) -> np.ndarray:
-    """The mask turned by angle degrees about the middle of its box, same size; what leaves it is
-    lost.
+    """The mask turned by angle degrees about its box's middle, same size; what leaves it is lost.
 
-    The cut at a quarter keeps a single pixel alive at every angle (bilinear weights reach a quarter
-    somewhere).
+    The cut at a quarter keeps a single pixel alive at every angle: somewhere the bilinear weights
+    reach a quarter.
     """
     left, top, right, bottom = box(mask)
-    centre, reach = ((left + right) / 2, (top + bottom) / 2), int(np.hypot(right - left, bottom - top) / 2) + 2
+    centre = (left + right) / 2, (top + bottom) / 2
+    reach = int(np.hypot(right - left, bottom - top) / 2) + 2
     rows, columns = (slice(max(0, int(c) - reach), min(n, int(c) + reach + 1))
                      for c, n in zip(centre[::-1], mask.shape))
     patch = np.pad(mask[top:bottom, left:right], 2).astype(np.uint8) * 255
@@ -150,14 +154,15 @@ def turn_mask(mask: np.ndarray, angle: float) -> np.ndarray:
 
 def turn_window(photograph: np.ndarray, angle: float, centre: tuple[float, float], rows: slice,
                 columns: slice) -> np.ndarray:
-    """Rows and columns of the photograph turned by angle degrees about centre (x, y); mirrored
-    beyond its edges.
+    """Rows and columns of the photograph turned by angle degrees about centre (x, y).
 
-    Only what these pixels come from is read: a photograph may be a hundred times as large as the
-    crop.
+    It is mirrored beyond its edges. Only what these pixels come from is read: a photograph may be a
+    hundred times as large as the crop.
     """
-    corners = [(x - centre[0], y - centre[1]) for x in (columns.start, columns.stop) for y in (rows.start, rows.stop)]
-    reach = int(max(np.hypot(*corner) for corner in corners)) + 3   # the window lies in this circle at any angle
+    corners = [(x - centre[0], y - centre[1])
+               for x in (columns.start, columns.stop) for y in (rows.start, rows.stop)]
+    # The radius of a circle in which the window lies at any angle.
+    reach = int(max(np.hypot(*corner) for corner in corners)) + 3
     left, top = int(centre[0]) - reach, int(centre[1]) - reach
     source = photograph[np.ix_(_mirrored(top, 2 * reach + 1, photograph.shape[0]),
                                _mirrored(left, 2 * reach + 1, photograph.shape[1]))]
@@ -166,8 +171,7 @@ def turn_window(photograph: np.ndarray, angle: float, centre: tuple[float, float
 
 def augmented(photograph: np.ndarray, mask: np.ndarray, size: int, factor: int, flip: bool,
               rng: np.random.Generator) -> Cropped:
-    """One random view: mirrored or not (never with flip False), turned a little, in a jittered
-    crop.
+    """One random view: mirrored or not (never with flip False), turned a little, crop jittered.
 
     Turned corners are filled by mirroring, and never mask, so that they count in no loss.
     departs from the released code: it rotates one way by up to 20 degrees over black corners, with
@@ -184,13 +188,14 @@ def augmented(photograph: np.ndarray, mask: np.ndarray, size: int, factor: int, 
         angle, turned = 0.0, mask
     crop = defect_crop(turned, size, rng)
     rows, columns = crop.inside(*mask.shape)
-    seen = np.zeros(photograph.shape, dtype=np.uint8)       # but for the crop, where nothing is read
-    seen[rows, columns] = turn_window(photograph, angle, ((left + right) / 2, (top + bottom) / 2), rows, columns)
+    centre = (left + right) / 2, (top + bottom) / 2
+    seen = np.zeros(photograph.shape, dtype=np.uint8)       # outside the crop nothing is read
+    seen[rows, columns] = turn_window(photograph, angle, centre, rows, columns)
     return take(seen, turned, crop, size, factor)
 
 
 def thin(cropped: Cropped) -> bool:
-    """True if no square of two by two latent cells fits into the mask: such defects are painted poorly."""
+    """True if no two by two latent cells fit into the mask: such defects are painted poorly."""
     side = 2 * cropped.mask.shape[-1] // cropped.cells.shape[-1]
     background = 1.0 - cropped.mask.float()[None, None]
     return bool(F.max_pool2d(background, side, stride=1).min() > 0)

@@ -1,8 +1,10 @@
 """Photographs of defects and their masks: finding, pairing, splitting, reading.
 
-Two layouts are read. MVTec AD:   DIR/test/<defect>/NAME.*  and  DIR/ground_truth/<defect>/NAME_mask.*,
-DIR being one category (the object) or a folder of categories.  And a plain pair of folders, images and
-masks of the same names.
+Two layouts are read. MVTec AD, DIR being one category (the object) or a folder of categories:
+
+    DIR/test/<defect>/NAME.*        DIR/ground_truth/<defect>/NAME_mask.*
+
+And a plain pair of folders, images and masks of the same names.
 """
 
 import re
@@ -30,7 +32,7 @@ class Defect:
     object: str
     name: str
     examples: tuple[Example, ...]
-    normals: Path | None = None     # the folder of defect-free photographs, where the layout has one
+    normals: Path | None = None     # the folder of defect-free photographs, if the layout has one
 
     @property
     def key(self) -> str:
@@ -68,8 +70,8 @@ def read_photograph(path: Path) -> np.ndarray:
     if image.mode.startswith("I"):          # 16-bit grey: "I;16", or "I" from older files
         values = np.asarray(image, dtype=np.float64)
         if values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"{path}: 32-bit values up to {values.max():.0f}; expected 8 or 16 bits "
-                             f"a channel; convert it to PNG")
+            raise ValueError(f"{path}: 32-bit values up to {values.max():.0f}; expected 8 or 16 "
+                             f"bits a channel; convert it to PNG")
         return np.round(values / 257).astype(np.uint8)
     if image.mode == "F":
         raise ValueError(f"{path}: floating-point pixels; expected 8 or 16 bits a channel; "
@@ -80,8 +82,7 @@ def read_photograph(path: Path) -> np.ndarray:
 def read_mask(path: Path) -> np.ndarray:
     """bool (h, w), True on the defect.
 
-    Above 127 if the file's maximum is at least 128 (0/255 masks, grey edges), else above 0 (index
-    masks).
+    Above 127 if the maximum is 128 or more (0/255 masks, grey edges), else above 0 (index masks).
     """
     image = _open(path, "mask")
     if image.mode not in ("L", "P", "1", "F") and not image.mode.startswith("I"):
@@ -101,19 +102,21 @@ def image_files(folder: Path) -> list[Path]:
     images = [p for p in found if p.suffix.lower() in extensions]
     if not images:
         inside = f"{len(found)} other files such as {found[0].name}" if found else "nothing"
-        raise ValueError(f"{folder}: no image files (found {inside}); expected PNG, JPEG, BMP or TIFF")
+        raise ValueError(
+            f"{folder}: no image files (found {inside}); expected PNG, JPEG, BMP or TIFF")
     return images
 
 
 def pair_folders(images: Path, masks: Path) -> tuple[Example, ...]:
-    """Pair the files of two folders by name; every image needs its mask and every mask its image."""
+    """Pair the files of two folders by name; each image needs its mask and each mask its image."""
     mask_of: dict[str, Path] = {}
     for path in image_files(masks):
         if path.stem in mask_of:
-            raise ValueError(f"{path}: a second mask named {path.stem} beside {mask_of[path.stem].name}; "
-                             f"keep one")
+            raise ValueError(f"{path}: a second mask named {path.stem} beside "
+                             f"{mask_of[path.stem].name}; keep one")
         mask_of[path.stem] = path
-    examples, seen = [], {}
+    examples = []
+    seen: dict[str, Path] = {}
     for path in image_files(images):
         stems = [path.stem + suffix for suffix in MASK_SUFFIXES if path.stem + suffix in mask_of]
         if not stems:
@@ -179,19 +182,18 @@ def select(defects: list[Defect], only: str | None) -> list[Defect]:
 
 
 def first_third(defect: Defect) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-    """The paper's split: train on the lowest floor(n / 3) examples by name, at least one, and test
-    on the rest.
+    """The paper's split: train on the first n // 3 examples by name, or one; test on the rest.
 
     Raises ValueError if a photograph is in both, by way of a link.
-    departs from the released code: it trains on one example more, which its evaluation then tests
-    on.
+    departs from the released code: it trains on one example more, which its evaluation tests on.
     """
     count = max(1, len(defect.examples) // 3)
     train, test = defect.examples[:count], defect.examples[count:]
     shared = {e.image.resolve() for e in train} & {e.image.resolve() for e in test}
     if shared:
-        raise ValueError(f"{min(shared)}: both in the first third of {defect.key}, which is learned, and in the rest, "
-                         f"which is for testing; remove one, or learn from all with --split all")
+        raise ValueError(
+            f"{min(shared)}: both in the first third of {defect.key}, which is learned, and in the "
+            f"rest, which is for testing; remove one, or learn from all with --split all")
     return train, test
 
 
@@ -199,8 +201,9 @@ def read_example(example: Example) -> tuple[np.ndarray, np.ndarray]:
     """Photograph and mask of the same size, the mask not empty; ValueError otherwise."""
     photograph, mask = read_photograph(example.image), read_mask(example.mask)
     if photograph.shape[:2] != mask.shape:
-        raise ValueError(f"{example.mask}: {mask.shape[1]}x{mask.shape[0]} pixels, but {example.image.name} "
-                         f"has {photograph.shape[1]}x{photograph.shape[0]}; expected the same size")
+        raise ValueError(
+            f"{example.mask}: {mask.shape[1]}x{mask.shape[0]} pixels, but {example.image.name} "
+            f"has {photograph.shape[1]}x{photograph.shape[0]}; expected the same size")
     if not mask.any():
         raise ValueError(f"{example.mask}: no defect in it, every pixel is background; "
                          f"draw the mask or remove the pair")

@@ -1,11 +1,10 @@
-"""The mask model: masks of a defect, learned by textual inversion on pictures of its masks. Section
-3.4.
+"""The mask model: masks of a defect by textual inversion on pictures of its masks. Section 3.4.
 
-    e_m* = argmin E || eps - eps_theta(z_t, t, e_m) ||^2,   z = the latent of a white-on-black mask picture
+    e_m* = argmin E || eps - eps_theta(z_t, t, e_m) ||^2,   z: latent of a white-on-black mask
 
 Training is anomaly/train.py's loop with m = 1. A sampled picture becomes a mask at mid-grey, and is
-kept only if its area, its number of components and its contact with the border lie within those of the
-real masks.
+kept only if its area, its number of components and its contact with the border lie within those of
+the real masks.
 departs from the released code: it tests one border only, and its empty or misplaced masks are why
 defects appear beside the object.
 """

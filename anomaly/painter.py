@@ -1,7 +1,8 @@
-"""One crop painted: e in the prompt, blended DDIM inside the mask, decoded. What preview, guidance
-and pairs share.
+"""One crop painted: e in the prompt, blended DDIM inside the mask, decoded.
 
     e_a[name] ++ E(mask) -> context -> blended DDIM of y_0 inside m -> x_0 -> image
+
+The preview, the guidance and the pairs share it.
 """
 
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from anomaly.prompt import learned_context
 from anomaly.sampler import Guidance, blended_ddim
 from ldm.model import StableDiffusion
 
-Weigh = Callable[[Tensor, Tensor], Tensor]      # d, m (b, h, w) -> w_m: a function of anomaly/reweight.py
+Weigh = Callable[[Tensor, Tensor], Tensor]      # d, m (b, h, w) -> w_m, as in anomaly/reweight.py
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,12 @@ def context_of(sd: StableDiffusion, learner: AnomalyEmbedding, stem: str, masks:
 @torch.no_grad()
 def paint_crops(sd: StableDiffusion, crops: list[Cropped], context: Tensor, noise: Tensor,
                 settings: Settings) -> Tensor:
-    """What context (b, L, d) says, painted into photographs in their crops: (b, 3, size, size) in
-    [-1, 1].
+    """What context (b, L, d) says, painted into crops, from noise (b, 4, h, w).
 
-    noise: (b, 4, h, w).
+    Returns images (b, 3, size, size) in [-1, 1].
     """
     y_0, _ = sd.vae.encode(torch.stack([c.image for c in crops]).to(sd.device))
     m = torch.stack([c.cells for c in crops]).float().to(sd.device)
-    *_, last = blended_ddim(sd, y_0, m, noise.to(sd.device), context, settings.guidance, settings.steps,
-                            settings.to_rgb, settings.weigh)
+    *_, last = blended_ddim(sd, y_0, m, noise.to(sd.device), context, settings.guidance,
+                            settings.steps, settings.to_rgb, settings.weigh)
     return sd.vae.decode(last.x)

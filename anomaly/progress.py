@@ -1,4 +1,4 @@
-"""How a long story says where it is: it calls report(label, done, total, note), and the caller shows it or not."""
+"""How a long story says where it is: it calls report(label, done, total, note), shown or not."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar

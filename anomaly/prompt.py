@@ -3,8 +3,7 @@
 departs from the paper: there e replaces the whole text condition. Inside a prompt the vectors pass
 through the frozen text encoder, which gives them positions and the ends of a sentence, as textual
 inversion does. They take 12 of its 77 positions, 8 for e_a and 4 for e_s; a mask's e_m takes 4.
-departs from the released code: it draws one of 78 templates a step; one prompt is enough to learn
-from.
+departs from the released code: it draws one of 78 templates a step; one prompt is enough.
 """
 
 import torch

@@ -1,6 +1,6 @@
 """Adaptive attention re-weighting: where the defect is still faint, the prompt is heard louder.
 
-    w_m = |m|_1 * Softmax( f( || m*y - m*x0_hat ||^2 ) ),   f(x) = 1/x  (f(0) = -inf)      paper, eq. of 3.3
+    w_m = |m|_1 * Softmax( f( || m*y - m*x0_hat ||^2 ) ),   f(x) = 1/x, f(0) = -inf    (section 3.3)
 
 Taken literally 1/x has units. With pixels in [-1, 1] the softmax falls on one pixel and the rest of
 the defect fades; with 0..255 it is uniform; and f(0) = -inf silences the pixels where nothing was
@@ -11,13 +11,12 @@ contrast's bound):
     w_m = G * |m|_1 * Softmax_m( -tau * log(d / mean_m(d) + eps) )
 
 `paper` is the formula as printed, `released` what the authors' code weights with, `constant` the
-control without adaptivity. Each takes d and m (b, h, w) on the latent grid and returns w_m (b, h,
-w), 1 outside m.
+control without adaptivity. Each takes d and m, both (b, h, w) on the latent grid, and returns w_m
+(b, h, w), 1 outside m.
 
 departs from the paper: the difference is that of the step before, which is free; this step's own
 needs a second U-Net call. It is taken on the latent grid through a linear latent-to-RGB map, which
-ranks the cells as the decoded images do (rank correlation 0.73 to 0.97), without decoding at every
-step.
+ranks the cells as the decoded images do (rank correlation 0.73 to 0.97) and saves the decoding.
 departs from the released code: it compares the noisy z_t with z_0, clamps to [1, 1.5] in every
 mode, and dilates the mask it paints in.
 """
@@ -32,8 +31,7 @@ FLOOR = 1e-12                       # of d, so that "no difference anywhere" is 
 
 
 def latent_to_rgb(latents: Tensor, images: Tensor) -> Tensor:
-    """Least squares from latents (n, 4, h, w) to their images (n, 3, f*h, f*w), averaged over each
-    cell.
+    """Least squares from latents (n, 4, h, w) to the cell means of their images (n, 3, f*h, f*w).
 
     Returns (4, 3): the linear part, which is all that a difference of two latents needs.
     """
@@ -51,11 +49,10 @@ def masked_mean(d: Tensor, m: Tensor) -> Tensor:
 
 
 def difference(x0_hat: Tensor, y_0: Tensor, m: Tensor, to_rgb: Tensor) -> Tensor:
-    """d = || m*y - m*x0_hat ||^2 a cell: latents (b, 4, h, w), m (b, h, w), to_rgb (4, 3) -> (b, h,
-    w).
+    """d = || m*y - m*x0_hat ||^2 a cell: latents (b, 4, h, w), m (b, h, w) -> (b, h, w).
 
-    Squared colour difference summed over R, G, B, averaged over the mask cells of each 3x3
-    neighbourhood.
+    Squared colour difference by to_rgb (4, 3), summed over R, G, B, averaged over the mask cells of
+    each 3x3 neighbourhood.
     """
     rgb = einsum(x0_hat - y_0, to_rgb.to(x0_hat.device), "b c h w, c rgb -> b rgb h w")
     d = m * rgb.square().sum(dim=1)
@@ -74,7 +71,8 @@ def _one_outside(w: Tensor, m: Tensor) -> Tensor:
     return torch.where(m > 0, w.to(m.dtype), 1.0)
 
 
-def adaptive(d: Tensor, m: Tensor, gain: float = GAIN, tau: float = TAU, eps: float = EPS) -> Tensor:
+def adaptive(d: Tensor, m: Tensor, gain: float = GAIN, tau: float = TAU,
+             eps: float = EPS) -> Tensor:
     """w_m = G |m| Softmax_m(-tau log(d / mean_m(d) + eps)): mean G, more where d is small."""
     d = d.clamp_min(FLOOR)
     area = m.sum(dim=(1, 2), keepdim=True)
@@ -92,8 +90,7 @@ def paper(d: Tensor, m: Tensor) -> Tensor:
 
 
 def released(d: Tensor, m: Tensor) -> Tensor:
-    """w_m = clamp(|m| (1/d) / sum_m(1/d), 1, 1.5): the authors' weights, so it only ever
-    strengthens.
+    """w_m = clamp(|m| (1/d) / sum_m(1/d), 1, 1.5): the authors' weights, which only strengthen.
 
     Not followed: they weight logits, of the learned tokens only, from z_t, in a dilated mask.
     """

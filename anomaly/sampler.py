@@ -1,6 +1,6 @@
 """Sampling: plain DDIM for mask pictures, blended DDIM for painting a defect into a photograph.
 
-    x_{t-1} = p_theta(x_{t-1} | x_t, e) * m  +  q(y_{t-1} | y_0) * (1 - m)              paper, section 3.1
+    x_{t-1} = p_theta(x_{t-1} | x_t, e) * m  +  q(y_{t-1} | y_0) * (1 - m)      paper, section 3.1
 
 y_0 is the latent of the normal photograph, m the mask on the latent grid.
 departs from the released code: eta 0 instead of 1, and the last step ends in y_0 outside the mask;
@@ -24,7 +24,7 @@ STEPS = 20      # the tools' default
 
 @dataclass(frozen=True)
 class Guidance:
-    """Classifier-free guidance: eps = eps_u + scale * (eps_c - eps_u), or so for v. Scale 1 is none."""
+    """Classifier-free guidance: eps_u + scale * (eps_c - eps_u), or so for v. Scale 1 is none."""
 
     scale: float
     uncond_context: Tensor      # (1, L, d), of the negative prompt
@@ -42,7 +42,7 @@ class Step:
 
 def guided(sd: StableDiffusion, x_t: Tensor, timestep: int, context: Tensor, guidance: Guidance,
            weight_map: list[Tensor] | None = None) -> Tensor:
-    """The U-Net's output (b, 4, h, w) under guidance; the unconditional half is weighted with ones."""
+    """The U-Net's output (b, 4, h, w) under guidance; the unconditional half has weights of 1."""
     t = torch.full((len(x_t),), timestep, device=x_t.device)
     if guidance.scale == 1.0:
         return sd.unet(x_t, t, context, weight_map)
@@ -54,8 +54,9 @@ def guided(sd: StableDiffusion, x_t: Tensor, timestep: int, context: Tensor, gui
 
 
 @torch.no_grad()
-def ddim(sd: StableDiffusion, x_T: Tensor, context: Tensor, guidance: Guidance, steps: int) -> Tensor:
-    """Plain DDIM from noise x_T (b, 4, h, w) to latents, ending at alphas_cumprod[0] as published."""
+def ddim(sd: StableDiffusion, x_T: Tensor, context: Tensor, guidance: Guidance,
+         steps: int) -> Tensor:
+    """Plain DDIM from noise x_T (b, 4, h, w) to latents; ends at alphas_cumprod[0] as published."""
     x_t = x_T
     for t, t_prev in sd.schedule.timesteps(steps):
         out = guided(sd, x_t, t, context, guidance)
@@ -68,8 +69,7 @@ def ddim(sd: StableDiffusion, x_T: Tensor, context: Tensor, guidance: Guidance, 
 def blended_ddim(sd: StableDiffusion, y_0: Tensor, m: Tensor, noise: Tensor, context: Tensor,
                  guidance: Guidance, steps: int, to_rgb: Tensor,
                  weigh: Callable[[Tensor, Tensor], Tensor] | None = None) -> Iterator[Step]:
-    """Paint into y_0 (b, 4, h, w) inside m (b, h, w) of 0 and 1; yields every step, the last is the
-    result.
+    """Paint into y_0 (b, 4, h, w) inside m (b, h, w), 0 or 1; yields each step, last the result.
 
     noise (b, 4, h, w) is both x_T and the noise of every q(y_t | y_0). weigh(d, m) -> w_m, or None
     for no re-weighting; the first step has no x0_hat to compare with and is not weighted.

@@ -4,8 +4,7 @@ A ResNet-50 reads the mask, a feature pyramid carries what its deep levels know 
 ones, and one head per vector reads one pyramid level. Trained from scratch with the embeddings.
 
 departs from the released code: its IR-50 has BatchNorm, left in training mode while sampling, so
-that an image depends on its batch neighbours (here GroupNorm), and all its heads read the same
-level.
+that an image depends on its batch neighbours (here GroupNorm), and all its heads read one level.
 """
 
 import torch
@@ -23,14 +22,15 @@ def _norm(channels: int) -> nn.GroupNorm:
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 around a residual. (b, c_in, h, w) -> (b, 4 * width, h / stride, w / stride)."""
+    """1x1, 3x3, 1x1 and a residual. (b, c_in, h, w) -> (b, 4 * width, h / stride, w / stride)."""
 
     def __init__(self, c_in: int, width: int, stride: int):
         super().__init__()
         c_out = EXPANSION * width
         self.layers = nn.Sequential(
             nn.Conv2d(c_in, width, 1, bias=False), _norm(width), nn.ReLU(),
-            nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=False), _norm(width), nn.ReLU(),
+            nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=False),
+            _norm(width), nn.ReLU(),
             nn.Conv2d(width, c_out, 1, bias=False), _norm(c_out))
         same = stride == 1 and c_in == c_out
         self.shortcut = nn.Identity() if same else nn.Sequential(
@@ -62,16 +62,17 @@ class SpatialEncoder(nn.Module):
     def __init__(self, text_width: int, vectors: int, rms: float):
         super().__init__()
         width = 64 if text_width >= 512 else 16     # ResNet-50's own, or a quarter for small models
-        self.stem = nn.Sequential(nn.Conv2d(4, width, 7, stride=2, padding=3, bias=False), _norm(width),
-                                  nn.ReLU(), nn.MaxPool2d(3, stride=2, padding=1))
+        self.stem = nn.Sequential(nn.Conv2d(4, width, 7, stride=2, padding=3, bias=False),
+                                  _norm(width), nn.ReLU(), nn.MaxPool2d(3, stride=2, padding=1))
         self.levels = nn.ModuleList()
         c_in = width
         for i, blocks in enumerate(BLOCKS):
             inner = width * 2 ** i
+            c_out = EXPANSION * inner
             self.levels.append(nn.Sequential(*(
-                Bottleneck(c_in if j == 0 else EXPANSION * inner, inner, stride=2 if i and j == 0 else 1)
+                Bottleneck(c_in if j == 0 else c_out, inner, stride=2 if i and j == 0 else 1)
                 for j in range(blocks))))
-            c_in = EXPANSION * inner
+            c_in = c_out
         pyramid = 2 * width
         self.lateral = nn.ModuleList(nn.Conv2d(EXPANSION * width * 2 ** i, pyramid, 1)
                                      for i in range(len(BLOCKS)))
@@ -79,12 +80,10 @@ class SpatialEncoder(nn.Module):
 
     @staticmethod
     def planes(masks: Tensor) -> Tensor:
-        """(b, s, s) -> (b, 4, s, s): the mask m, m * x and m * y with x, y in -1..1, log(|m| / s^2)
-        / 2.5.
+        """(b, s, s) -> (b, 4, s, s): m, m * x, m * y with x, y in -1..1, and log(|m| / s^2) / 2.5.
 
         Convolutions see neither where they are nor how much there is. x and y stand on the mask
-        only: over the whole picture they drown a small mask (the place could be read from e_s less
-        well).
+        only: over the whole picture they drown a small mask (and e_s tells the place less well).
         """
         mask = masks.float()
         x = torch.linspace(-1, 1, mask.shape[-1], device=mask.device)
@@ -92,14 +91,14 @@ class SpatialEncoder(nn.Module):
         return torch.stack([mask, mask * x, mask * x[:, None], log_area.expand_as(mask)], dim=1)
 
     def forward(self, masks: Tensor) -> Tensor:
-        """masks (b, s, s) -> e_s: up the levels of the ResNet, down the pyramid, a vector from each level."""
+        """masks (b, s, s) -> e_s: up the ResNet's levels, down the pyramid, a vector from each."""
         x = self.stem(self.planes(masks))
         features = []
         for level in self.levels:
             x = level(x)
             features.append(x)
         pyramid, above = [], None
-        for feature, lateral in zip(reversed(features), reversed(self.lateral)):     # coarse to fine
+        for feature, lateral in zip(reversed(features), reversed(self.lateral)):    # coarse to fine
             level = lateral(feature)
             if above is not None:
                 level = level + F.interpolate(above, size=level.shape[-2:], mode="nearest")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from anomaly.crop import Cropped
-from anomaly.embedding import seed_of, word_rms
+from anomaly.embedding import Learner, seed_of, word_rms
 from anomaly.prompt import learned_context
 from ldm.model import StableDiffusion
 
@@ -62,8 +62,7 @@ def encode(sd: StableDiffusion, pictures: Iterable[Cropped]) -> Views:
 
 
 def masked_loss(out: Tensor, target: Tensor, cells: Tensor) -> Tensor:
-    """Each sample's squared error averaged over its own mask, then over the batch; cells (b, h, w),
-    none empty.
+    """Squared error averaged over each sample's mask, then the batch; cells (b, h, w), none empty.
 
     departs from the released code: it averages over all cells of the batch, so that a small defect
     is out-voted by a large one.
@@ -80,8 +79,7 @@ def more_precise(dtype: torch.dtype) -> str:
 
 
 def backward(loss: Tensor, out: Tensor, parameters: list[nn.Parameter], dtype: torch.dtype) -> None:
-    """loss.backward() through a frozen U-Net in half precision: fills the parameters' grad,
-    float32.
+    """loss.backward() through a frozen half-precision U-Net: fills the parameters' float32 grad.
 
     The loss is a mean, so its gradient at the U-Net's output is small, and on the way to the
     context it would fall below float16's smallest number (6e-8). So it enters the U-Net with a
@@ -97,30 +95,31 @@ def backward(loss: Tensor, out: Tensor, parameters: list[nn.Parameter], dtype: t
     largest = float(gradient.abs().max())
     scale = 2.0 ** round(math.log2(INTO_UNET / largest)) if largest > 0 else 1.0
     for _ in range(RETRIES):
-        found = torch.autograd.grad(out, parameters, gradient * scale, retain_graph=True, allow_unused=True)
+        found = torch.autograd.grad(out, parameters, gradient * scale,
+                                    retain_graph=True, allow_unused=True)
         if all(g is None or bool(g.isfinite().all()) for g in found):
             for parameter, g in zip(parameters, found):
-                parameter.grad = None if g is None else g / scale       # None: Adam leaves it untouched
+                parameter.grad = None if g is None else g / scale       # None: Adam passes it over
             return
         scale /= 2 ** 6
     nan = any(g is not None and bool(g.isnan().any()) for g in found)
-    raise RuntimeError(f"the gradients {'are NaN' if nan else 'overflow'} at each of {RETRIES} scales, "
-                       f"the loss is {loss.item():g}; {more_precise(dtype)}")
+    raise RuntimeError(f"the gradients {'are NaN' if nan else 'overflow'} at each of {RETRIES} "
+                       f"scales, the loss is {loss.item():g}; {more_precise(dtype)}")
 
 
 def rate(step: int) -> float:
     """Factor on the learning rates at a defect's step, 0 first.
 
     Warm-up, plateau, then 1 / sqrt: it does not know the last step, so a run can be extended and
-    still end where a longer run would have, and the vectors' random walk stays within a few words'
-    norms.
+    still end where a longer run would have, and the vectors' random walk stays within a few norms
+    of a word.
     """
     return min(1.0, (step + 1) / WARM_UP, (PLATEAU / (step + 1)) ** 0.5)
 
 
 def draw(views: Views, batch_size: int, timesteps: int, seed: int,
          step: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """z_0, m, masks, t and eps of a step, from (seed, step) alone: nothing to store for a resumed run."""
+    """z_0, m, masks, t, eps of a step, from (seed, step) alone: nothing to store for resuming."""
     generator = torch.Generator().manual_seed(seed_of(seed, step))
     i = torch.randint(len(views.latents), (batch_size,), generator=generator)
     t = torch.randint(timesteps, (batch_size,), generator=generator)
@@ -136,10 +135,10 @@ def predict(sd: StableDiffusion, vectors: dict[str, Tensor], z_0: Tensor, t: Ten
     return sd.unet(z_t, t, context)
 
 
-def gradients(sd: StableDiffusion, views: Views, stem: str, learner: nn.Module,
+def gradients(sd: StableDiffusion, views: Views, stem: str, learner: Learner,
               parameters: list[nn.Parameter], batch_size: int, seed: int,
               step: int) -> tuple[float, dict[str, float]]:
-    """One batch of a defect, its gradients left in the parameters. -> its loss, the rms of each e."""
+    """One batch of a defect, whose gradients the parameters get -> its loss, the rms of each e."""
     z_0, cells, masks, t, eps = (x.to(sd.device) for x in draw(
         views, batch_size, sd.schedule.config.train_timesteps, seed, step))
     vectors = learner(stem, masks)
@@ -150,7 +149,7 @@ def gradients(sd: StableDiffusion, views: Views, stem: str, learner: nn.Module,
                                   for name, v in vectors.items()}
 
 
-def textual_inversion(sd: StableDiffusion, views: dict[str, Views], learner: nn.Module,
+def textual_inversion(sd: StableDiffusion, views: dict[str, Views], learner: Learner,
                       optimizer: torch.optim.Optimizer, start: int, end: int, batch_size: int,
                       seed: int) -> Iterator[Record]:
     """Steps start..end-1, each on a batch of one defect, in turn; yields after every step.

@@ -22,7 +22,7 @@ KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBacken
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
-    """softmax(Q K^T / sqrt(d)) V by one of KERNELS: (b, heads, i, d), (b, heads, j, d) twice -> (b, heads, i, d)."""
+    """softmax(Q K^T / sqrt(d)) V by KERNELS. q (b, heads, i, d), k, v (b, heads, j, d) -> as q."""
     with sdpa_kernel(KERNELS):
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
 
@@ -62,7 +62,7 @@ class CrossAttention(nn.Module):
         self.to_out = nn.Sequential(nn.Linear(query_dim, query_dim))
 
     def forward(self, x: Tensor, context: Tensor, weight_map: Tensor | None = None) -> Tensor:
-        """x (b, i, c), context (b, j, d) -> (b, i, c). weight_map (b, i): w_m, 1 changes nothing."""
+        """x (b, i, c), context (b, j, d) -> (b, i, c). weight_map (b, i): w_m, neutral where 1."""
         # Scaled before Q K^T, not after: the product must stay in the range of float16.
         q = rearrange(self.to_q(x), "b i (h d) -> b h i d", h=self.heads) * self.scale
         k = rearrange(self.to_k(context), "b j (h d) -> b h j d", h=self.heads)
@@ -95,8 +95,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
+        inside = 4 * width
         # The published keys are net.0.proj and net.2; net.1 is the dropout of training.
-        self.net = nn.Sequential(GEGLU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width))
+        self.net = nn.Sequential(GEGLU(width, inside), nn.Identity(), nn.Linear(inside, width))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
@@ -121,6 +122,11 @@ class TransformerBlock(nn.Module):
         return x + self.ff(self.norm3(x))
 
 
+def _projection(channels: int, linear: bool) -> nn.Module:
+    """The same sum either way; only the published shape differs, [c, c] or [c, c, 1, 1]."""
+    return nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
+
+
 class SpatialTransformer(nn.Module):
     """A transformer block on a feature map. x (b, c, h, w) -> (b, c, h, w)."""
 
@@ -129,11 +135,10 @@ class SpatialTransformer(nn.Module):
         super().__init__()
         self.linear = linear
         self.norm = nn.GroupNorm(norm_groups, channels, eps=NORM_EPS)
-        # The same sum either way; only the published shape differs, [c, c, 1, 1] or [c, c].
-        self.proj_in = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
+        self.proj_in = _projection(channels, linear)
         self.transformer_blocks = nn.ModuleList(
             [TransformerBlock(channels, context_dim, heads, upcast)])
-        self.proj_out = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
+        self.proj_out = _projection(channels, linear)
 
     def forward(self, x: Tensor, context: Tensor, weight_map: Tensor | None = None) -> Tensor:
         """context (b, j, d); weight_map (b, h, w) or None: w_m on this level's grid."""

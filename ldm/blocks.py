@@ -10,7 +10,8 @@ class ResnetBlock(nn.Module):
     With time_dim None (the VAE) there is no time embedding.
     """
 
-    def __init__(self, c_in: int, c_out: int, norm_groups: int, eps: float, time_dim: int | None = None):
+    def __init__(self, c_in: int, c_out: int, norm_groups: int, eps: float,
+                 time_dim: int | None = None):
         super().__init__()
         # Attribute names are the published key segments: loading renames nothing.
         self.norm1 = nn.GroupNorm(norm_groups, c_in, eps=eps)       # U-Net 1e-5, VAE 1e-6

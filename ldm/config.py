@@ -1,5 +1,4 @@
-"""Sizes of the four parts of Stable Diffusion: the defaults are SD 1.x, the constants at the end SD
-2.x.
+"""Sizes of Stable Diffusion's four parts: the defaults are SD 1.x, the constants at the end SD 2.x.
 
 Every number comes from a published config.json. What can be derived from another number is a
 property, never a second setting.
@@ -84,7 +83,7 @@ class TextConfig:
 
     @property
     def zero_padding(self) -> bool:
-        """Prompts end in zeros, not in end tokens: open_clip's tokenizer pads so, OpenAI's does not."""
+        """Prompts end in zeros, not in end tokens: open_clip's tokenizer pads so, not OpenAI's."""
         return not self.quick_gelu
 
 

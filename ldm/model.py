@@ -1,10 +1,10 @@
 """Stable Diffusion as one object: tokenizer, text encoder, U-Net, VAE and schedule, all frozen.
 
-    ids     = sd.tokenizer(["a photo of a screw"])              # (b, L)
-    words   = sd.text_encoder.embed(ids)                        # (b, L, d): learned vectors go in here
-    context = sd.text_encoder.encode(words)                     # (b, L, d)
-    eps_hat = sd.unet(x_t, t, context)                          # (b, 4, h, w)
-    image   = sd.vae.decode(latents)                            # (b, 3, f*h, f*w) in [-1, 1]
+    ids     = sd.tokenizer(["a photo of a screw"])      # (b, L)
+    words   = sd.text_encoder.embed(ids)                # (b, L, d): learned vectors go in here
+    context = sd.text_encoder.encode(words)             # (b, L, d)
+    eps_hat = sd.unet(x_t, t, context)                  # (b, 4, h, w)
+    image   = sd.vae.decode(latents)                    # (b, 3, f*h, f*w) in [-1, 1]
 """
 
 from collections.abc import Callable
@@ -34,7 +34,7 @@ class StableDiffusion:
     schedule: Schedule
     remarks: tuple[str, ...] = ()   # what the loader had to decide, a line each
     source: str = ""                # what was loaded, for the record
-    fingerprint: Callable[[], str] = str    # of the weights' files: reads them all; "" if there are none
+    fingerprint: Callable[[], str] = str    # of the weights' files: reads all; "" if there are none
 
     def __post_init__(self) -> None:
         for part in (self.text_encoder, self.unet, self.vae):
@@ -52,7 +52,7 @@ class StableDiffusion:
 
     @property
     def native_size(self) -> int:
-        """Side in pixels of the images the model was trained on: 512, or 768 for the v models of SD 2.x."""
+        """Side in pixels of the model's training images: 512, or 768 for the v models of SD 2.x."""
         return self.unet.config.sample_size * self.vae.config.factor
 
     @property

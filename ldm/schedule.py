@@ -9,11 +9,13 @@ from torch import Tensor
 
 from ldm.config import ScheduleConfig
 
+PUBLISHED = ScheduleConfig()    # of every Stable Diffusion, but for the v models
+
 
 class Schedule:
-    """q(x_t | x_0), what the U-Net is trained to predict, and the way back. t: (b,), or one for the batch."""
+    """q(x_t | x_0), what the U-Net is to predict, the way back. t: (b,), or one for the batch."""
 
-    def __init__(self, config: ScheduleConfig = ScheduleConfig()):
+    def __init__(self, config: ScheduleConfig = PUBLISHED):
         self.config = config
         # "scaled linear": linear in sqrt(beta), latent-diffusion's make_beta_schedule.
         betas = torch.linspace(config.beta_start ** 0.5, config.beta_end ** 0.5,
@@ -31,20 +33,20 @@ class Schedule:
         return alpha.sqrt() * x_0 + (1 - alpha).sqrt() * eps
 
     def target(self, x_0: Tensor, t: Tensor | int, eps: Tensor) -> Tensor:
-        """What the U-Net should give for q_sample(x_0, t, eps): eps, or v = sqrt(a) eps - sqrt(1-a) x_0."""
+        """The U-Net's target at q_sample(x_0, t, eps): eps, or v = sqrt(a) eps - sqrt(1-a) x_0."""
         if not self.config.v_prediction:
             return eps
         alpha = self._at(t, x_0)
-        return alpha.sqrt() * eps - (1 - alpha).sqrt() * x_0    # progressive distillation, appendix D
+        return alpha.sqrt() * eps - (1 - alpha).sqrt() * x_0    # progressive distillation, app. D
 
-    def x0_hat(self, x_t: Tensor | int, t: Tensor | int, out: Tensor) -> Tensor:
+    def x0_hat(self, x_t: Tensor, t: Tensor | int, out: Tensor) -> Tensor:
         """The clean latent that the U-Net's output implies. DDIM eq. 9."""
         alpha = self._at(t, x_t)
         if self.config.v_prediction:
             return alpha.sqrt() * x_t - (1 - alpha).sqrt() * out
         return (x_t - (1 - alpha).sqrt() * out) / alpha.sqrt()
 
-    def eps_hat(self, x_t: Tensor | int, t: Tensor | int, out: Tensor) -> Tensor:
+    def eps_hat(self, x_t: Tensor, t: Tensor | int, out: Tensor) -> Tensor:
         """The noise that the U-Net's output implies."""
         if not self.config.v_prediction:
             return out
@@ -66,7 +68,7 @@ class Schedule:
         ts = [i * stride + 1 for i in reversed(range(steps))]
         return list(zip(ts, ts[1:] + [0]))
 
-    def ddim_step(self, x0_hat: Tensor | int, eps_hat: Tensor | int, t_prev: Tensor | int) -> Tensor:
+    def ddim_step(self, x0_hat: Tensor, eps_hat: Tensor, t_prev: Tensor | int) -> Tensor:
         """x_{t_prev} from the predicted x_0 and noise, eta 0. DDIM eq. 12."""
         alpha_prev = self._at(t_prev, x0_hat)
         return alpha_prev.sqrt() * x0_hat + (1 - alpha_prev).sqrt() * eps_hat

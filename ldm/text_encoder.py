@@ -80,7 +80,7 @@ class TextEncoder(nn.Module):
     @property
     def word_table(self) -> Tensor:
         """(vocab_size, d): one row a token; learned vectors live in the same space."""
-        return self.embeddings["token_embedding"].weight
+        return self.get_parameter("embeddings.token_embedding.weight")
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """token_ids (b, L) int64 -> words (b, L, d), without positions."""
@@ -91,8 +91,8 @@ class TextEncoder(nn.Module):
 
         Computed in the dtype of the weights, returned in that of words.
         """
-        positions = self.embeddings["position_embedding"].weight[:words.shape[1]]
+        positions = self.get_parameter("embeddings.position_embedding.weight")[:words.shape[1]]
         x = words.to(positions.dtype) + positions
-        for layer in self.encoder["layers"]:
+        for layer in self.encoder["layers"].children():
             x = layer(x)
         return self.final_layer_norm(x).to(words.dtype)

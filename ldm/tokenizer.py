@@ -16,15 +16,15 @@ SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 def byte_characters() -> list[str]:
-    """The 256 characters that stand for bytes, in the order of CLIP's vocabulary (GPT-2's bytes_to_unicode)."""
-    visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    """The 256 characters that stand for bytes, in CLIP's order (GPT-2's bytes_to_unicode)."""
+    visible = [b for first, last in ("!~", "¡¬", "®ÿ") for b in range(ord(first), ord(last) + 1)]
     return [chr(b) for b in visible] + [chr(256 + n) for n in range(256 - len(visible))]
 
 
 def vocabulary(merges: list[tuple[str, str]]) -> dict[str, int]:
-    """The ids that follow from CLIP's merges: bytes, bytes at a word's end, one token a merge, start, end."""
-    characters = byte_characters()
-    tokens = [*characters, *(c + "</w>" for c in characters), *(a + b for a, b in merges), START, END]
+    """CLIP's ids from its merges: bytes, bytes at a word's end, one token a merge, start, end."""
+    single = byte_characters()
+    tokens = [*single, *(c + "</w>" for c in single), *(a + b for a, b in merges), START, END]
     return {token: i for i, token in enumerate(tokens)}
 
 
@@ -35,7 +35,8 @@ class Tokenizer:
                  zero_padding: bool = False):
         missing = [token for token in (START, END) if token not in vocab]
         if missing:
-            raise ValueError(f"not a CLIP vocabulary: {missing[0]} is missing from {len(vocab)} tokens")
+            raise ValueError(
+                f"not a CLIP vocabulary: {missing[0]} is missing from {len(vocab)} tokens")
         self.context_length = context_length
         self.start_id, self.end_id = vocab[START], vocab[END]
         # SD 2.x: open_clip pads with 0, which is also the id of "!" inside a word. transformers
@@ -57,7 +58,7 @@ class Tokenizer:
         return self._bpe.encode(text, add_special_tokens=False).ids
 
     def __call__(self, texts: list[str]) -> Tensor:
-        """texts -> (b, L) int64: start, at most L - 2 tokens, end, padding (end tokens, in SD 2.x zeros)."""
+        """texts -> (b, L) int64: start, at most L - 2 tokens, end, padding (end; SD 2.x: zeros)."""
         rows = []
         for text in texts:
             ids = [self.start_id, *self.tokens(text)[:self.context_length - 2], self.end_id]

@@ -1,5 +1,4 @@
-"""The U-Net that predicts the noise (or v): eps_theta(x_t, t, context), with w_m handed to each
-level.
+"""The U-Net that predicts the noise (or v): eps_theta(x_t, t, context), with w_m for each level.
 
 Down the levels the feature map halves and the skips are kept; up again they are concatenated. Level
 l works on (h / 2^l, w / 2^l); its cross-attentions, on the way down, in the middle and on the way
@@ -16,7 +15,7 @@ from ldm.attention import SpatialTransformer
 from ldm.blocks import Downsample, ResnetBlock, Upsample
 from ldm.config import UNetConfig
 
-NORM_EPS = 1e-5     # GroupNorm of the resnets and of conv_norm_out: "norm_eps" of the published config
+NORM_EPS = 1e-5     # GroupNorm of resnets and conv_norm_out: "norm_eps" of the published config
 
 
 def timestep_embedding(t: Tensor, width: int) -> Tensor:
@@ -58,9 +57,10 @@ class DownBlock(nn.Module):
         super().__init__()
         c_in, c_out = config.channels[max(level - 1, 0)], config.channels[level]
         n = config.layers_per_block
-        self.resnets = nn.ModuleList(_resnet(config, c_in if j == 0 else c_out, c_out) for j in range(n))
-        has_attention = config.cross_attention[level]
-        self.attentions = nn.ModuleList(_transformer(config, level) for _ in range(n * has_attention))
+        self.resnets = nn.ModuleList(
+            _resnet(config, c_in if j == 0 else c_out, c_out) for j in range(n))
+        n_attentions = n if config.cross_attention[level] else 0
+        self.attentions = nn.ModuleList(_transformer(config, level) for _ in range(n_attentions))
         last = level == config.levels - 1
         self.downsamplers = nn.ModuleList([] if last else [Downsample(c_out, symmetric=True)])
 
@@ -79,7 +79,7 @@ class DownBlock(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """Resnet, transformer, resnet at the coarsest level (it has attention even where the level has not)."""
+    """Resnet, transformer, resnet at the coarsest level: attention, even if the level has none."""
 
     def __init__(self, config: UNetConfig):
         super().__init__()
@@ -87,7 +87,8 @@ class MidBlock(nn.Module):
         self.resnets = nn.ModuleList(_resnet(config, width, width) for _ in range(2))
         self.attentions = nn.ModuleList([_transformer(config, config.levels - 1)])
 
-    def forward(self, x: Tensor, temb: Tensor, context: Tensor, weight_map: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, temb: Tensor, context: Tensor,
+                weight_map: Tensor | None) -> Tensor:
         x = self.resnets[0](x, temb)
         x = self.attentions[0](x, context, weight_map)
         return self.resnets[1](x, temb)
@@ -106,8 +107,8 @@ class UpBlock(nn.Module):
         skip_widths = [width] * (n - 1) + [above]
         self.resnets = nn.ModuleList(
             _resnet(config, (below if j == 0 else width) + skip_widths[j], width) for j in range(n))
-        has_attention = config.cross_attention[level]
-        self.attentions = nn.ModuleList(_transformer(config, level) for _ in range(n * has_attention))
+        n_attentions = n if config.cross_attention[level] else 0
+        self.attentions = nn.ModuleList(_transformer(config, level) for _ in range(n_attentions))
         self.upsamplers = nn.ModuleList([Upsample(width)] if level > 0 else [])
 
     def forward(self, x: Tensor, temb: Tensor, context: Tensor, weight_map: Tensor | None,

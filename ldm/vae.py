@@ -108,8 +108,9 @@ class Decoder(nn.Module):
         self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
         self.mid_block = VAEMidBlock(config)
         # One resnet more than the encoder has a level: latent-diffusion's Decoder.
+        n = config.layers_per_block + 1
         self.up_blocks = nn.ModuleList(
-            Level(config, widths[max(i - 1, 0)], widths[i], config.layers_per_block + 1, up=i < last)
+            Level(config, widths[max(i - 1, 0)], widths[i], n, up=i < last)
             for i in range(len(widths)))
         self.conv_norm_out = nn.GroupNorm(config.norm_groups, widths[-1], eps=NORM_EPS)
         self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
@@ -136,18 +137,19 @@ class VAE(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the weights are in. Images and latents may be in any float type and come back in it."""
+        """What the weights are in. Images and latents of any float type come back in that type."""
         return self.quant_conv.weight.dtype
 
     def _overflowed(self, x: Tensor) -> bool:
         overflowed = self.dtype in (torch.float16, torch.bfloat16) and not bool(x.isfinite().all())
         if overflowed and not self.overflowed_before:
-            log.warning("the VAE overflows in half precision; what does is computed again in float32, which takes longer")
+            log.warning("the VAE overflows in half precision; what does is computed again in "
+                        "float32, which takes longer")
         self.overflowed_before |= overflowed
         return overflowed
 
     def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """image (b, 3, f*h, f*w) in [-1, 1] -> mean and std of the latents, (b, 4, h, w), scaled."""
+        """image (b, 3, f*h, f*w) in [-1, 1] -> mean and std of the latents (b, 4, h, w), scaled."""
         moments = self.quant_conv(self.encoder(image.to(self.dtype)))
         if self._overflowed(moments):
             return deepcopy(self).float().encode(image)
@@ -160,4 +162,6 @@ class VAE(nn.Module):
         """latents (b, 4, h, w), scaled -> image (b, 3, f*h, f*w), about [-1, 1], not clamped."""
         z = (latents / self.config.scaling_factor).to(self.dtype)
         image = self.decoder(self.post_quant_conv(z))
-        return deepcopy(self).float().decode(latents) if self._overflowed(image) else image.to(latents.dtype)
+        if self._overflowed(image):
+            return deepcopy(self).float().decode(latents)
+        return image.to(latents.dtype)

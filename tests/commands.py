@@ -19,7 +19,7 @@ def _module(name):
     return module
 
 
-TOOLS = {name: _module(name) for name in ("train_embed", "sample")}
+TOOLS = {name: _module(name) for name in ("train_embed", "sample", "pretrain_tiny")}
 
 
 def call(tool, *argv):
@@ -35,7 +35,7 @@ def start(tool, *argv):
 
     It hears Ctrl-C even where a shell has started the tests in the background, with SIGINT ignored.
     """
-    return subprocess.Popen([sys.executable, ROOT / "tools" / f"{tool}.py", *map(str, argv)], text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    return subprocess.Popen([sys.executable, ROOT / "tools" / f"{tool}.py", *map(str, argv)],
+                            text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                             env={**os.environ, "OMP_NUM_THREADS": "1"},
                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))

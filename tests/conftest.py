@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,14 @@ from models_on_disk import SMALL_FAMILIES, write_small
 from weights import load
 
 torch.set_num_threads(1)      # several test runs on one machine do not fight for its cores
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_preview():
+    """Training ends by painting, for guidance and preview: here in 2 steps, not 20."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(import_module("anomaly.runs.learn"), "STEPS", 2)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,9 @@
-"""Load checkpoints whose headers and configurations were damaged at random; a process of its own
-runs this.
+"""Load checkpoints whose headers and configurations were damaged at random.
 
-    python tests/fuzz_headers.py FOLDER CASES SEED
+    python tests/fuzz_headers.py FOLDER CASES SEED      (a process of its own)
 
 FOLDER is what models_on_disk.write_small wrote. Prints a JSON object: how many cases ended how, and
-what ended as it must not: an error that is no ValueError or FileNotFoundError, more than one line,
-or too long.
+the faults: an error that is no ValueError or FileNotFoundError, of several lines, or not in time.
 """
 
 import json
@@ -25,7 +23,8 @@ SECONDS = 20                # for one load, which takes less than one
 MEMORY = 2 ** 30            # address space beyond that of a successful load
 CONFIGS = ["unet/config.json", "vae/config.json", "text_encoder/config.json",
            "scheduler/scheduler_config.json", "tokenizer/merges.txt"]
-ODD = [0, -1, 1, 3, 2 ** 31, 2 ** 63, 10 ** 30, 1e308, -0.0, "", "4", None, True, [], {}, [[]], [0], [2 ** 62, 4]]
+ODD = [0, -1, 1, 3, 2 ** 31, 2 ** 63, 10 ** 30, 1e308, -0.0, "", "4", None, True, [], {}, [[]], [0],
+       [2 ** 62, 4]]
 DTYPES = ["F64", "F16", "BF16", "I64", "U8", "BOOL", "F8_E4M3", "C64", "f32", ""]
 
 
@@ -39,7 +38,7 @@ def bytes_changed(header: bytes, rng: random.Random) -> bytes:
 
 
 def value_changed(header: bytes, rng: random.Random) -> bytes:
-    """One value anywhere in the JSON replaced by an odd one, or one key renamed, doubled or dropped."""
+    """One value in the JSON replaced by an odd one, or one key renamed, dropped or swapped."""
     found = json.loads(header)
     key = rng.choice(sorted(found))
     what = rng.choice(["odd", "inside", "inside", "name", "drop", "swap"])
@@ -47,9 +46,11 @@ def value_changed(header: bytes, rng: random.Random) -> bytes:
         found[key] = rng.choice(ODD)
     elif what == "inside":
         inner = rng.choice(["dtype", "shape", "data_offsets"])
-        found[key] = {**found[key], inner: rng.choice(DTYPES if inner == "dtype" else ODD + [[64, 4], [0, 8]])}
+        odd = rng.choice(DTYPES if inner == "dtype" else ODD + [[64, 4], [0, 8]])
+        found[key] = {**found[key], inner: odd}
     elif what == "name":
-        found[rng.choice(["", "model.", "lora_", "a" * 10_000, "\n", "\x1b[31m"]) + key] = found.pop(key)
+        prefix = rng.choice(["", "model.", "lora_", "a" * 10_000, "\n", "\x1b[31m"])
+        found[prefix + key] = found.pop(key)
     elif what == "drop":
         del found[key]
     else:
@@ -67,7 +68,8 @@ def damaged(whole: bytes, rng: random.Random) -> bytes:
     """A safetensors file with another header, or another length of it."""
     length = int.from_bytes(whole[:8], "little")
     header, data = whole[8:8 + length], whole[8 + length:]
-    how = rng.choice([bytes_changed, value_changed, value_changed, value_changed, nested, "length", "cut"])
+    how = rng.choice(
+        [bytes_changed, value_changed, value_changed, value_changed, nested, "length", "cut"])
     if how == "cut":
         return whole[:rng.randrange(len(whole))]
     if how == "length":
@@ -86,7 +88,9 @@ def refused(path: Path) -> str:
         return "loaded"
     except (ValueError, FileNotFoundError) as err:
         assert type(err) in (ValueError, FileNotFoundError), repr(err)
-        assert "\n" not in str(err) and "\x1b" not in str(err) and str(path) in str(err), repr(err)[:500]
+        message = str(err)
+        assert "\n" not in message and "\x1b" not in message, repr(err)[:500]
+        assert str(path) in message, repr(err)[:500]
         return "refused"
     finally:
         signal.alarm(0)
@@ -104,8 +108,8 @@ def main(root: Path, cases: int, seed: int) -> dict:
     places = []     # what is loaded, and the file of it that is damaged
     for name in ("SD 1.5", "SD 2.1-v"):
         single, folder = root / f"{name} single.safetensors", root / name
-        places += 3 * [(single, single)] + [(folder, folder / part) for part in (UNET, VAE_FILE, TEXT)]
-        places += [(folder, folder / config) for config in CONFIGS]
+        places += 3 * [(single, single)]
+        places += [(folder, folder / part) for part in (UNET, VAE_FILE, TEXT, *CONFIGS)]
     for path in {path for path, _ in places}:
         refused(path)
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -115,8 +119,8 @@ def main(root: Path, cases: int, seed: int) -> dict:
         rng = random.Random(f"{seed} {case}")
         path, file = places[case % len(places)]
         whole = file.read_bytes()
-        text = file.suffix == ".txt"
-        how = rng.choice([bytes_changed] if text else [bytes_changed, value_changed, value_changed, nested])
+        how = rng.choice([bytes_changed] if file.suffix == ".txt" else
+                         [bytes_changed, value_changed, value_changed, nested])
         changed = damaged(whole, rng) if file.suffix == ".safetensors" else how(whole, rng)
         file.write_bytes(changed)
         try:

@@ -15,14 +15,13 @@ UNET = "unet/diffusion_pytorch_model.safetensors"
 VAE_FILE = "vae/diffusion_pytorch_model.safetensors"
 TEXT = "text_encoder/model.safetensors"
 
-# benchmarks.random_models.SMALL in our words: what weights.checkpoint.FAMILIES holds for the
-# published sizes.
+# benchmarks.random_models.SMALL as weights.checkpoint.FAMILIES has the published sizes.
 SMALL_VAE = VAEConfig(channels=(8, 16, 24, 24), norm_groups=4)
 SMALL_FAMILIES = {
     16: (UNetConfig(channels=(32, 32, 64, 64), context_dim=16), SMALL_VAE,
          TextConfig(width=16, layers=2, heads=2, mlp_width=48), 64),
-    32: (UNetConfig(channels=(32, 32, 64, 64), context_dim=32, heads=(2, 4, 8, 8), linear_projection=True,
-                    upcast_attention=True), SMALL_VAE,
+    32: (UNetConfig(channels=(32, 32, 64, 64), context_dim=32, heads=(2, 4, 8, 8),
+                    linear_projection=True, upcast_attention=True), SMALL_VAE,
          TextConfig(width=32, layers=3, heads=4, mlp_width=96, quick_gelu=False), 96),
 }
 
@@ -47,7 +46,7 @@ def refusal(path, error=ValueError):
 
 
 def write_small(folder: Path) -> dict[str, Path]:
-    """family name -> its single file, "NAME.safetensors" beside the folder "NAME" it was written from."""
+    """Family name -> its single file; the folder NAME it was written from lies beside it."""
     files = {}
     for family in SMALL:
         write_folder(family, folder / family.name)

@@ -1,4 +1,4 @@
-"""Every fault of the input: exit 2, one line that names the thing and the remedy, nothing half-written."""
+"""Every fault of the input: exit 2, a line that names thing and remedy, nothing half-written."""
 
 import json
 import shutil
@@ -17,15 +17,20 @@ def good(tmp_path_factory):
     """A small category in MVTec AD layout, and normals."""
     root = tmp_path_factory.mktemp("data") / "tile"
     rng = np.random.default_rng(0)
-    for folder in ("test/crack", "test/hole", "ground_truth/crack", "ground_truth/hole", "train/good"):
+    mask = np.zeros((48, 40), np.uint8)
+    mask[10:20, 12:30] = 255
+
+    def photograph():
+        return Image.fromarray(rng.integers(0, 255, (48, 40), dtype=np.uint8))
+
+    for folder in ("test/crack", "test/hole", "ground_truth/crack", "ground_truth/hole",
+                   "train/good"):
         (root / folder).mkdir(parents=True)
     for i in range(3):
         for defect in ("crack", "hole"):
-            Image.fromarray(rng.integers(0, 255, (48, 40), dtype=np.uint8)).save(root / f"test/{defect}/{i}.png")
-            mask = np.zeros((48, 40), np.uint8)
-            mask[10:20, 12:30] = 255
+            photograph().save(root / f"test/{defect}/{i}.png")
             Image.fromarray(mask).save(root / f"ground_truth/{defect}/{i}_mask.png")
-        Image.fromarray(rng.integers(0, 255, (48, 40), dtype=np.uint8)).save(root / f"train/good/{i}.png")
+        photograph().save(root / f"train/good/{i}.png")
     return root
 
 
@@ -46,7 +51,8 @@ def refused(capsys, tool, *argv, code=2):
     """The one line of the refusal."""
     capsys.readouterr()
     assert call(tool, *argv) == code
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith(f"{tool}.py: ")]
+    errors = capsys.readouterr().err.splitlines()
+    lines = [line for line in errors if line.startswith(f"{tool}.py: ")]
     assert len(lines) == 1
     return lines[0]
 
@@ -54,8 +60,10 @@ def refused(capsys, tool, *argv, code=2):
 @pytest.mark.parametrize("spoil, words", [
     (lambda d: shutil.rmtree(d), ["tile", "no such folder", "MVTec AD"]),
     (lambda d: shutil.rmtree(d / "test"), ["no defects", "test/DEFECT"]),
-    (lambda d: [p.unlink() for p in (d / "test/crack").iterdir()], ["test/crack", "no image files", "nothing"]),
-    (lambda d: (d / "ground_truth/crack/1_mask.png").unlink(), ["test/crack/1.png", "no mask", "1_mask.png"]),
+    (lambda d: [p.unlink() for p in (d / "test/crack").iterdir()],
+     ["test/crack", "no image files", "nothing"]),
+    (lambda d: (d / "ground_truth/crack/1_mask.png").unlink(),
+     ["test/crack/1.png", "no mask", "1_mask.png"]),
     (lambda d: (d / "test/crack/1.png").unlink(), ["1_mask.png", "no image"]),
     (lambda d: shutil.rmtree(d / "ground_truth/hole"), ["ground_truth/hole", "no such folder"]),
     (lambda d: Image.new("L", (40, 47), 255).save(d / "ground_truth/crack/0_mask.png"),
@@ -66,12 +74,13 @@ def refused(capsys, tool, *argv, code=2):
      ["crack/0.png", "cannot be read", "replace"]),
     (lambda d: (d / "test/crack/0.png").write_bytes(b""), ["crack/0.png", "0 bytes"]),
     (lambda d: (d / "test/crack/0.png").write_text("text"), ["crack/0.png", "cannot be read"]),
-    (lambda d: (d / "ground_truth/crack/0_mask.png").write_text("text"), ["0_mask.png", "cannot be read as a mask"]),
+    (lambda d: (d / "ground_truth/crack/0_mask.png").write_text("text"),
+     ["0_mask.png", "cannot be read as a mask"]),
 ])
 def test_faulty_training_data(capsys, checkpoint, data, tmp_path, spoil, words):
     spoil(data)
-    line = refused(capsys, "train_embed", "--weights", checkpoint, "--data", data, "--out", tmp_path / "r",
-                   "--split", "all")
+    line = refused(capsys, "train_embed", "--weights", checkpoint, "--data", data,
+                   "--out", tmp_path / "r", "--split", "all")
     assert all(word in line for word in words), line
     assert not (tmp_path / "r").exists()
 
@@ -93,7 +102,8 @@ def test_faulty_training_data(capsys, checkpoint, data, tmp_path, spoil, words):
 def test_faulty_training_options(capsys, checkpoint, good, tmp_path, argv, words):
     if "cuda" in argv and torch.cuda.is_available():
         pytest.skip("a CUDA device is here")
-    line = refused(capsys, "train_embed", "--weights", checkpoint, "--data", good, "--out", tmp_path / "r", *argv)
+    line = refused(capsys, "train_embed", "--weights", checkpoint, "--data", good,
+                   "--out", tmp_path / "r", *argv)
     assert all(word in line for word in words), line
     assert not (tmp_path / "r").exists()
 
@@ -101,11 +111,14 @@ def test_faulty_training_options(capsys, checkpoint, good, tmp_path, argv, words
 def test_missing_weight_files_and_names(capsys, checkpoint, good, tmp_path):
     folder = shutil.copytree(checkpoint, tmp_path / "ckpt")
     (folder / "unet/diffusion_pytorch_model.safetensors").unlink()
-    line = refused(capsys, "train_embed", "--weights", folder, "--data", good, "--out", tmp_path / "r")
-    assert "unet/diffusion_pytorch_model.safetensors: not found" in line and not (tmp_path / "r").exists()
+    line = refused(capsys, "train_embed", "--weights", folder, "--data", good,
+                   "--out", tmp_path / "r")
+    assert "unet/diffusion_pytorch_model.safetensors: not found" in line
+    assert not (tmp_path / "r").exists()
     for name in ("crack", "a/b/c", "/crack"):
-        line = refused(capsys, "train_embed", "--weights", checkpoint, "--images", good / "test/crack",
-                       "--masks", good / "ground_truth/crack", "--name", name, "--out", tmp_path / "r")
+        line = refused(capsys, "train_embed", "--weights", checkpoint,
+                       "--images", good / "test/crack", "--masks", good / "ground_truth/crack",
+                       "--name", name, "--out", tmp_path / "r")
         assert "--name" in line and "OBJECT/DEFECT" in line
 
 
@@ -113,8 +126,8 @@ def test_a_run_that_exists_is_not_trained_into(capsys, checkpoint, good, run):
     before = (run / "config.json").read_bytes()
     line = refused(capsys, "train_embed", "--weights", checkpoint, "--data", good, "--out", run)
     assert "holds a training run already" in line and "--resume" in line
-    line = refused(capsys, "train_embed", "--weights", checkpoint, "--data", good, "--out", run, "--resume",
-                   "--steps", 1, "--no-masks", "--seed", 5)
+    line = refused(capsys, "train_embed", "--weights", checkpoint, "--data", good, "--out", run,
+                   "--resume", "--steps", 1, "--no-masks", "--seed", 5)
     assert "--seed: 5" in line and (run / "config.json").read_bytes() == before
 
 
@@ -130,8 +143,8 @@ def other_checkpoint(checkpoint, tmp_path):
 
 
 def test_a_run_made_with_another_model(capsys, checkpoint, other_checkpoint, good, run, tmp_path):
-    line = refused(capsys, "train_embed", "--weights", other_checkpoint, "--data", good, "--out", run, "--resume",
-                   "--steps", 1, "--no-masks")
+    line = refused(capsys, "train_embed", "--weights", other_checkpoint, "--data", good,
+                   "--out", run, "--resume", "--steps", 1, "--no-masks")
     assert "made with another model" in line
     copy = shutil.copytree(run, tmp_path / "copy")
     config = json.loads((copy / "config.json").read_text())
@@ -163,7 +176,8 @@ def test_a_run_made_with_another_model(capsys, checkpoint, other_checkpoint, goo
 def test_faulty_sampling_options(capsys, run, tmp_path, argv, words):
     if "cuda" in argv and torch.cuda.is_available():
         pytest.skip("a CUDA device is here")
-    line = refused(capsys, "sample", "--run", run, "--masks", "train", "--out", tmp_path / "out", *argv)
+    line = refused(capsys, "sample", "--run", run, "--masks", "train",
+                   "--out", tmp_path / "out", *argv)
     assert all(word in line for word in words), line
     assert not (tmp_path / "out").exists()
 
@@ -173,7 +187,8 @@ def test_embeddings_without_a_guidance_scale(capsys, run, tmp_path):
     path = copy / "embeddings/tile-crack.safetensors"
     save_file(load_file(path), path, {"steps": "1"})
     line = refused(capsys, "sample", "--run", copy, "--masks", "train", "--out", tmp_path / "out")
-    assert "tile-crack.safetensors" in line and "--guidance" in line and not (tmp_path / "out").exists()
+    assert "tile-crack.safetensors" in line and "--guidance" in line
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_output_that_is_a_file(capsys, run, tmp_path):
@@ -190,22 +205,23 @@ def test_an_empty_run_folder(capsys, tmp_path):
 
 def test_normals_and_masks_that_do_not_go_together(capsys, run, good, tmp_path):
     Image.new("L", (10, 10), 100).save(tmp_path / "small.png")
-    line = refused(capsys, "sample", "--run", run, "--masks", "train", "--normals", tmp_path / "small.png",
-                   "--out", tmp_path / "out")
+    line = refused(capsys, "sample", "--run", run, "--masks", "train",
+                   "--normals", tmp_path / "small.png", "--out", tmp_path / "out")
     assert "no training mask of tile/crack fits" in line
-    line = refused(capsys, "sample", "--run", run, "--masks", good / "ground_truth/crack", "--normals",
-                   tmp_path / "small.png", "--out", tmp_path / "out")
+    line = refused(capsys, "sample", "--run", run, "--masks", good / "ground_truth/crack",
+                   "--normals", tmp_path / "small.png", "--out", tmp_path / "out")
     assert "0_mask.png: 40x48 pixels" in line and "10x10" in line
     Image.new("L", (40, 48), 0).save(tmp_path / "black.png")
-    line = refused(capsys, "sample", "--run", run, "--masks", tmp_path / "black.png", "--out", tmp_path / "out")
+    line = refused(capsys, "sample", "--run", run, "--masks", tmp_path / "black.png",
+                   "--out", tmp_path / "out")
     assert "black.png: no defect in it" in line and not (tmp_path / "out").exists()
 
 
 def test_a_truncated_normal_photograph_stops_with_whole_pairs_only(capsys, run, good, tmp_path):
     normals = shutil.copytree(good / "train/good", tmp_path / "normals")
     (normals / "1.png").write_bytes((normals / "1.png").read_bytes()[:900])
-    line = refused(capsys, "sample", "--run", run, "--masks", "train", "--normals", normals, "--n", 8,
-                   "--batch-size", 1, "--steps", 1, "--out", tmp_path / "out")
+    line = refused(capsys, "sample", "--run", run, "--masks", "train", "--normals", normals,
+                   "--n", 8, "--batch-size", 1, "--steps", 1, "--out", tmp_path / "out")
     assert "1.png: cannot be read" in line
     images = sorted(p.stem for p in (tmp_path / "out").rglob("test/*/*.png"))
     masks = sorted(p.stem[:5] for p in (tmp_path / "out").rglob("*_mask.png"))
@@ -213,15 +229,17 @@ def test_a_truncated_normal_photograph_stops_with_whole_pairs_only(capsys, run, 
 
 
 def test_data_without_good_photographs_needs_normals(capsys, checkpoint, good, tmp_path):
-    assert call("train_embed", "--weights", checkpoint, "--images", good / "test/crack", "--masks",
-                good / "ground_truth/crack", "--name", "tile/crack", "--out", tmp_path / "r", "--steps", 1,
-                "--no-masks") == 0
-    line = refused(capsys, "sample", "--run", tmp_path / "r", "--masks", "train", "--out", tmp_path / "out")
+    assert call("train_embed", "--weights", checkpoint, "--images", good / "test/crack",
+                "--masks", good / "ground_truth/crack", "--name", "tile/crack",
+                "--out", tmp_path / "r", "--steps", 1, "--no-masks") == 0
+    line = refused(capsys, "sample", "--run", tmp_path / "r", "--masks", "train",
+                   "--out", tmp_path / "out")
     assert "--normals" in line and "tile/crack" in line
 
 
 def test_sampling_again_with_another_option_names_it(capsys, run, tmp_path):
-    command = ["--run", run, "--masks", "train", "--n", 1, "--steps", 1, "--out", tmp_path / "out", "--batch-size", 1]
+    command = ["--run", run, "--masks", "train", "--n", 1, "--steps", 1, "--batch-size", 1,
+               "--out", tmp_path / "out"]
     assert call("sample", *command) == 0
     line = refused(capsys, "sample", *command, "--guidance", 2)
     assert "--guidance: 2.0" in line and "'auto'" in line

@@ -1,4 +1,4 @@
-"""The crop round a defect: its side, its place, its mirrored surroundings, and the mask on its grids."""
+"""The crop round a defect: its side, place, mirrored surroundings, and the mask on its grids."""
 
 import numpy as np
 import pytest
@@ -41,11 +41,13 @@ def test_every_crop_holds_the_whole_mask_and_leaves_the_photograph_only_when_it_
     for _ in range(300):
         height, width = rng.integers(5, 120, 2)
         h, w = rng.integers(1, height + 1), rng.integers(1, width + 1)
-        mask = rectangle(height, width, rng.integers(0, height - h + 1), rng.integers(0, width - w + 1), h, w)
+        y, x = rng.integers(0, height - h + 1), rng.integers(0, width - w + 1)
+        mask = rectangle(height, width, y, x, h, w)
         left, top, right, bottom = box(mask)
         for generator in (None, rng):
             crop = defect_crop(mask, 64, generator)
-            for start, low, high, extent in ((crop.left, left, right, width), (crop.top, top, bottom, height)):
+            for start, low, high, extent in ((crop.left, left, right, width),
+                                             (crop.top, top, bottom, height)):
                 assert start <= low and high <= start + crop.side
                 if crop.side <= extent:
                     assert 0 <= start and start + crop.side <= extent
@@ -113,18 +115,19 @@ def test_rotation_turns_mask_and_image_alike_and_fills_no_corner_with_mask():
     assert (corners == 50).all()        # mirrored, not black
     expected = ndimage.rotate(mask.astype(float), 10.0, reshape=False, order=1) > 0.5
     centre = ndimage.center_of_mass
-    assert np.allclose(centre(turned_mask), centre(mask), atol=0.5)     # turned about its own centre
+    assert np.allclose(centre(turned_mask), centre(mask), atol=0.5)     # turned about its centre
     assert abs(int(turned_mask.sum()) - int(expected.sum())) < 0.1 * expected.sum()
 
 
 @pytest.mark.parametrize("angle", [-10.0, 0.0, 3.7])
 @pytest.mark.parametrize("channels", [None, 3])
 def test_a_turned_window_is_that_part_of_the_whole_photograph_turned(angle, channels):
-    """Against Pillow's own rotation of the photograph with mirrored surroundings; truncation may differ by one."""
-    rng = np.random.default_rng(0)
-    photograph = rng.integers(0, 256, (90, 120) if channels is None else (90, 120, 3), dtype=np.uint8)
-    surrounded = np.pad(photograph, [(90, 90), (120, 120), (0, 0)][:photograph.ndim], mode="symmetric")
-    whole = Image.fromarray(surrounded).rotate(angle, Image.Resampling.BICUBIC, center=(120 + 70.5, 90 + 12))
+    """As Pillow turns the photograph with mirrored surroundings; truncation may differ by one."""
+    shape = (90, 120) if channels is None else (90, 120, 3)
+    photograph = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    margins = [(90, 90), (120, 120), (0, 0)][:photograph.ndim]
+    surrounded = Image.fromarray(np.pad(photograph, margins, mode="symmetric"))
+    whole = surrounded.rotate(angle, Image.Resampling.BICUBIC, center=(120 + 70.5, 90 + 12))
     for rows, columns in ((slice(0, 40), slice(50, 100)), (slice(60, 90), slice(0, 120))):
         found = turn_window(photograph, angle, (70.5, 12), rows, columns)
         expected = np.asarray(whole)[90:180, 120:240][rows, columns].astype(int)
@@ -132,7 +135,8 @@ def test_a_turned_window_is_that_part_of_the_whole_photograph_turned(angle, chan
 
 
 def test_a_single_pixel_survives_every_angle():
-    mask = rectangle(60, 60, 20, 30, 1, 1) | rectangle(60, 60, 41, 17, 1, 1) | rectangle(60, 60, 33, 44, 1, 1)
+    mask = np.zeros((60, 60), bool)
+    mask[[20, 41, 33], [30, 17, 44]] = True
     for angle in np.linspace(-10, 10, 41):
         assert ndimage.label(turn_mask(mask, angle), np.ones((3, 3)))[1] == 3
 

@@ -49,10 +49,12 @@ def test_a_category_and_a_folder_of_categories_are_found(tmp_path):
 
 def test_the_split_is_the_lowest_third_by_name_and_at_least_one():
     def defect(n):
-        return Defect("o", "d", tuple(Example(Path(f"{i:02d}"), Path(f"{i:02d}m")) for i in range(n)))
+        return Defect("o", "d", tuple(
+            Example(Path(f"{i:02d}"), Path(f"{i:02d}m")) for i in range(n)))
     for n, kept in ((1, 1), (2, 1), (3, 1), (5, 1), (6, 2), (18, 6), (20, 6)):
         train, test = first_third(defect(n))
-        assert [str(e.image) for e in train + test] == [f"{i:02d}" for i in range(n)] and len(train) == kept
+        assert [str(e.image) for e in train + test] == [f"{i:02d}" for i in range(n)]
+        assert len(train) == kept
 
 
 def test_a_photograph_that_is_linked_into_both_sides_of_the_split_is_refused(tmp_path):
@@ -60,7 +62,8 @@ def test_a_photograph_that_is_linked_into_both_sides_of_the_split_is_refused(tmp
         save(tmp_path / f"{name}.png", np.zeros((4, 4), np.uint8))
     (tmp_path / "3.png").symlink_to(tmp_path / "0.png")
     examples = tuple(Example(tmp_path / f"{i}.png", tmp_path / "m.png") for i in range(4))
-    with pytest.raises(ValueError, match="0.png: both in the first third of o/d, which is learned, and in the rest"):
+    message = "0.png: both in the first third of o/d, which is learned, and in the rest"
+    with pytest.raises(ValueError, match=message):
         first_third(Defect("o", "d", examples))
     assert len(first_third(Defect("o", "d", examples[:3]))[1]) == 2
 

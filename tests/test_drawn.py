@@ -1,4 +1,4 @@
-"""The drawn photographs: the same at every size, masks that say where the defect is, captions that are true."""
+"""The drawn photographs: the same at every size, with masks and captions that are true."""
 
 import numpy as np
 import pytest
@@ -58,7 +58,7 @@ def test_distance_to_a_segment_is_that_of_its_nearest_point():
 def test_a_scene_is_the_same_at_every_resolution(product, defect):
     small, small_mask = scene(product, defect).render(FRAME)
     large, large_mask = scene(product, defect).render(View(0.0, 0.0, 1.0, 512))
-    assert np.abs(shrink(large, 4) - small).mean() < 3.5        # of 255: edges are a pixel wide in both
+    assert np.abs(shrink(large, 4) - small).mean() < 3.5    # of 255: edges are a pixel wide in both
     assert np.abs(shrink(large_mask[..., None], 4)[..., 0] - small_mask).mean() < 0.01
     assert small_mask.any()
 
@@ -85,7 +85,8 @@ def test_a_defect_changes_the_photograph_under_its_mask_and_not_elsewhere(produc
 
 def test_the_whole_set_follows_from_the_seed():
     a, b, c = draw_picture(1, 7, 64), draw_picture(1, 7, 64), draw_picture(2, 7, 64)
-    assert np.array_equal(a.image, b.image) and np.array_equal(a.mask, b.mask) and a.caption == b.caption
+    assert np.array_equal(a.image, b.image) and np.array_equal(a.mask, b.mask)
+    assert a.caption == b.caption
     assert not np.array_equal(a.image, c.image)
 
 
@@ -99,12 +100,14 @@ def test_what_the_demo_is_to_learn_never_occurs(pictures):
     for product, defect in HELD_OUT:
         assert (product, defect) not in pairs() and product in PRODUCTS and defect in DEFECTS
         assert not [p for p in pictures if {product, defect} <= set(p.caption.split())]
-    assert not [p for p in pictures if UNSEEN in p.caption] and UNSEEN not in {d for _, d in pairs()}
+    assert not [p for p in pictures if UNSEEN in p.caption]
+    assert UNSEEN not in {d for _, d in pairs()}
 
 
 def test_a_tenth_or_so_are_masks_and_half_the_defects_are_close(pictures):
     drawn = [p for p in pictures if p.mask.any()]
-    masks = [p for p in drawn if np.array_equal(p.image, 255 * np.repeat(p.mask[..., None], 3, axis=2))]
+    masks = [p for p in drawn
+             if np.array_equal(p.image, 255 * np.repeat(p.mask[..., None], 3, axis=2))]
     assert 0.10 <= len(masks) / len(pictures) <= 0.15
     assert all(p.caption == "" or p.caption.startswith("a photo of mask with ") for p in masks)
     extents = [extent(p.mask)[2] for p in drawn]
@@ -116,22 +119,23 @@ def test_a_tenth_or_so_are_masks_and_half_the_defects_are_close(pictures):
 def test_a_close_mask_is_framed_as_the_mask_model_frames_it(pictures):
     huge = [p.mask for p in pictures if "mask with huge" in p.caption]
     assert len(huge) > 10
-    # 1 / 1.25 of a picture of 64 px; less where the frame's edge is in the way, or it is an
-    # object's.
+    # 1 / 1.25 of a picture of 64 px; less where the frame's or the object's edge is in the way.
     sides = np.array([64 * extent(m)[2] for m in huge])
     assert np.mean(np.abs(sides - 51.2) < 2.5) > 0.8
 
 
 def test_captions_say_what_is_there(pictures):
+    known = {*"a photo of with mask small large huge top bottom left right center".split(),
+             "red", "blue", "green", "black", *PRODUCTS, *DEFECTS}
     checked = 0
     for picture in pictures:
         words = picture.caption.split()
-        assert set(words) <= {"a", "photo", "of", "with", "mask", "small", "large", "huge", "top", "bottom", "left",
-                              "right", "center", "red", "blue", "green", "black", *PRODUCTS, *DEFECTS}
+        assert set(words) <= known
         if not {"top", "bottom"} & set(words):
             continue
         rows, columns = np.nonzero(picture.mask)
-        assert ("top" in words) == (rows.mean() < 31.5) and ("left" in words) == (columns.mean() < 31.5)
+        assert ("top" in words) == (rows.mean() < 31.5)
+        assert ("left" in words) == (columns.mean() < 31.5)
         longer = extent(picture.mask)[2]
         assert ("large" in words) == (0.36 < longer <= 0.6) and ("huge" in words) == (longer > 0.6)
         checked += 1
@@ -152,15 +156,17 @@ def test_a_defect_lies_near_the_middle_of_the_frame_or_of_a_quarter():
 
 @pytest.mark.parametrize("product", PRODUCTS)
 def test_the_lamp_is_at_the_top_left(product):
-    corner = np.mean([[scene(product, None, seed).render(FRAME)[0][rows, rows].mean() for seed in range(30)]
-                      for rows in (slice(0, 40), slice(88, None))], axis=1)
-    assert corner[0] > 1.1 * corner[1]
+    images = [scene(product, None, seed).render(FRAME)[0] for seed in range(30)]
+    top_left = np.mean([image[:40, :40] for image in images])
+    bottom_right = np.mean([image[88:, 88:] for image in images])
+    assert top_left > 1.1 * bottom_right
 
 
 def test_places_between_the_corners_have_no_words():
     mask = np.zeros((64, 64), dtype=bool)
     mask[0:10, 28:36] = True        # at the top, in the middle
-    assert place(mask) == "" and describe("wood", "hole", "", mask) == "a photo of wood with small hole"
+    assert place(mask) == ""
+    assert describe("wood", "hole", "", mask) == "a photo of wood with small hole"
     assert place(np.roll(mask, 27, axis=0)) == "center"
     assert place(np.roll(mask, 20, axis=1)) == "top right"
 
@@ -172,9 +178,10 @@ def test_a_close_up_holds_the_whole_mask_and_stays_in_the_frame():
         x, y, longer = extent(mask)
         view = close_up(mask, 32, rng.uniform(1.15, 2.0), rng.uniform(-0.5, 0.5, 2))
         rows, columns = np.nonzero(mask)
-        assert view.left >= 0 and view.top >= 0 and max(view.left, view.top) + view.side <= 1 + 1e-9
-        assert view.left <= columns.min() / 64 + 1e-9 and (columns.max() + 1) / 64 <= view.left + view.side + 1e-9
-        assert view.top <= rows.min() / 64 + 1e-9 and (rows.max() + 1) / 64 <= view.top + view.side + 1e-9
+        for start, cells in ((view.left, columns), (view.top, rows)):
+            assert 0 <= start and start + view.side <= 1 + 1e-9
+            assert start <= cells.min() / 64 + 1e-9
+            assert (cells.max() + 1) / 64 <= start + view.side + 1e-9
 
 
 def test_the_demo_is_a_data_set_of_twelve_to_learn_and_twenty_four_to_test(tmp_path, monkeypatch):
@@ -183,7 +190,8 @@ def test_the_demo_is_a_data_set_of_twelve_to_learn_and_twenty_four_to_test(tmp_p
     found = find_defects(folder)
     assert {(d.object, d.name) for d in found} == set(demo.DEMO)
     for defect in found:
-        assert len(defect.examples) == 36 and list(map(len, first_third(defect))) == [12, 24]
+        assert len(defect.examples) == 36
+        assert list(map(len, first_third(defect))) == [12, 24]
         assert len(list(defect.normals.iterdir())) == 40
         assert all(read_example(e)[1].any() for e in defect.examples)
     assert not list(tmp_path.glob("*.part")) and demo.demo_data(folder) == folder

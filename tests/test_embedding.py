@@ -1,4 +1,4 @@
-"""The learned vectors: their scale, their start, and that runs of other seeds or defects do not share them."""
+"""The learned vectors: their scale, and their start, which seed and defect alone decide."""
 
 import torch
 
@@ -21,7 +21,8 @@ def test_shapes_are_those_of_the_paper(sd):
     masks = torch.zeros(2, 64, 64)
     vectors = AnomalyEmbedding(sd, [CRACK], 0)(CRACK.stem, masks)
     assert list(vectors) == ["e_a", "e_s"]
-    assert vectors["e_a"].shape == (2, E_A_VECTORS, 32) and vectors["e_s"].shape == (2, E_S_VECTORS, 32)
+    assert vectors["e_a"].shape == (2, E_A_VECTORS, 32)
+    assert vectors["e_s"].shape == (2, E_S_VECTORS, 32)
     assert MaskEmbedding(sd, [CRACK], 0)(CRACK.stem, masks)["e_m"].shape == (2, E_M_VECTORS, 32)
     assert (E_A_VECTORS, E_S_VECTORS, E_M_VECTORS) == (8, 4, 4)
 
@@ -29,7 +30,8 @@ def test_shapes_are_those_of_the_paper(sd):
 def test_vectors_start_at_the_known_word_else_at_the_mean_word(sd):
     table = sd.text_encoder.word_table
     rms = table.square().mean().sqrt()
-    for word, centre in (("crack", table[sd.tokenizer.tokens("crack")[0]]), ("zyx", table.mean(dim=0))):
+    crack = table[sd.tokenizer.tokens("crack")[0]]
+    for word, centre in (("crack", crack), ("zyx", table.mean(dim=0))):
         vectors = initial_vectors(sd, word, 4000, torch.Generator().manual_seed(0))
         torch.testing.assert_close(vectors.mean(dim=0), centre, atol=float(0.03 * rms), rtol=0)
         torch.testing.assert_close(vectors.std(dim=0).mean(), 0.3 * rms, rtol=0.02, atol=0)

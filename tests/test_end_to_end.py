@@ -27,7 +27,8 @@ from commands import call, start
 
 def files_of(folder):
     """Every file below a folder with its bytes."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {str(p.relative_to(folder)): p.read_bytes()
+            for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def differing(a, b):
@@ -48,8 +49,8 @@ def trained(checkpoint, photographs, tmp_path_factory):
 @pytest.fixture(scope="module")
 def generated(trained, tmp_path_factory):
     out = tmp_path_factory.mktemp("out") / "generated"
-    assert call("sample", "--run", trained, "--masks", "train", "--out", out, "--n", 6, "--steps", 3,
-                "--batch-size", 4) == 0
+    assert call("sample", "--run", trained, "--masks", "train", "--out", out,
+                "--n", 6, "--steps", 3, "--batch-size", 4) == 0
     return out
 
 
@@ -67,10 +68,11 @@ def test_the_run_folder_holds_what_design_says(trained, photographs):
     assert len(rows) == 2 * 3 * 4
     norms = [float(r[e]) for r in rows for e in ("e_a", "e_s", "e_m") if r[e]]
     assert len(norms) == 3 * 12 and all(0.15 < n < 4 for n in norms)
-    tensors = load_file(trained / "embeddings" / f"{photographs.name}-crack.safetensors")
-    assert {k: tuple(v.shape) for k, v in tensors.items()} == {f"<{photographs.name}-crack>": (8, 32)}
-    masks = load_file(trained / "mask_embeddings" / f"{photographs.name}-crack.safetensors")
-    assert {k: tuple(v.shape) for k, v in masks.items()} == {f"<{photographs.name}-crack-mask>": (4, 32)}
+    crack = f"{photographs.name}-crack"
+    tensors = load_file(trained / f"embeddings/{crack}.safetensors")
+    assert {k: tuple(v.shape) for k, v in tensors.items()} == {f"<{crack}>": (8, 32)}
+    masks = load_file(trained / f"mask_embeddings/{crack}.safetensors")
+    assert {k: tuple(v.shape) for k, v in masks.items()} == {f"<{crack}-mask>": (4, 32)}
     assert Image.open(trained / "preview.jpg").width > 500
 
 
@@ -78,7 +80,8 @@ def test_every_pair_keeps_its_photograph_outside_a_binary_mask(generated):
     rows = rows_of(generated)
     assert len(rows) == 18
     for row in rows:
-        before, after = read_photograph(Path(row["normal"])), read_photograph(generated / row["image"])
+        before = read_photograph(Path(row["normal"]))
+        after = read_photograph(generated / row["image"])
         assert Image.open(generated / row["image"]).mode == Image.open(row["normal"]).mode
         stored = Image.open(generated / row["mask"])
         assert stored.mode == "L" and set(np.unique(stored)) == {0, 255}
@@ -90,7 +93,7 @@ def test_every_pair_keeps_its_photograph_outside_a_binary_mask(generated):
 
 
 def test_the_folder_obeys_anomalibs_loaders(generated, photographs):
-    """conventions.md 3b: fixed width of four or more, one mask an image in the same order, no other PNG."""
+    """conventions.md 3b: numbers of one width, four or more; one mask an image; no other PNG."""
     category = generated / photographs.name
     assert sorted(p.name for p in category.iterdir()) == ["ground_truth", "test"]
     for defect in ("blowhole", "break", "crack"):
@@ -103,40 +106,46 @@ def test_the_folder_obeys_anomalibs_loaders(generated, photographs):
         "config.json", "contact_sheet.jpg", "manifest.csv"]
 
 
-def test_the_same_command_gives_the_same_bytes(trained, generated, checkpoint, photographs, tmp_path):
-    assert call("train_embed", "--weights", checkpoint, "--data", photographs, "--out", tmp_path / "run",
-                "--steps", 4, "--batch-size", 2) == 0
+def test_the_same_command_gives_the_same_bytes(
+        trained, generated, checkpoint, photographs, tmp_path):
+    assert call("train_embed", "--weights", checkpoint, "--data", photographs,
+                "--out", tmp_path / "run", "--steps", 4, "--batch-size", 2) == 0
     assert differing(trained, tmp_path / "run") == []
-    assert call("sample", "--run", tmp_path / "run", "--masks", "train", "--out", tmp_path / "out", "--n", 6,
-                "--steps", 3, "--batch-size", 4) == 0
+    assert call("sample", "--run", tmp_path / "run", "--masks", "train", "--out", tmp_path / "out",
+                "--n", 6, "--steps", 3, "--batch-size", 4) == 0
     assert differing(generated, tmp_path / "out") == []
 
 
-def test_without_an_option_each_defect_has_the_guidance_that_training_found(trained, photographs, tmp_path):
-    run, common = shutil.copytree(trained, tmp_path / "run"), ["--masks", "train", "--n", 1, "--steps", 3, "--batch-size", 4]
+def test_without_an_option_each_defect_has_the_guidance_that_training_found(
+        trained, photographs, tmp_path):
+    run = shutil.copytree(trained, tmp_path / "run")
+    common = ["--run", run, "--masks", "train", "--n", 1, "--steps", 3, "--batch-size", 4]
     scales = {"blowhole": "1.75", "crack": "3.5"}
     for name, scale in scales.items():
         path = run / f"embeddings/{photographs.name}-{name}.safetensors"
         with safe_open(path, framework="pt") as file:
-            tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()
+            metadata = file.metadata()
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
         assert 1 <= float(metadata["guidance"]) <= LARGEST
         save_file(tensors, path, {**metadata, "guidance": scale})
     only = ",".join(f"{photographs.name}/{name}" for name in scales)
-    assert call("sample", "--run", run, *common, "--out", tmp_path / "auto", "--only", only) == 0
+    assert call("sample", *common, "--out", tmp_path / "auto", "--only", only) == 0
     pictures = {}
     for name, scale in scales.items():
         image = f"{photographs.name}/test/{name}/00000.png"
         for g in scales.values():
             out = tmp_path / f"{name} {g}"
-            assert call("sample", "--run", run, *common, "--out", out, "--only", f"{photographs.name}/{name}",
-                        "--guidance", g) == 0
+            assert call("sample", *common, "--out", out, "--guidance", g,
+                        "--only", f"{photographs.name}/{name}") == 0
             pictures[g] = (out / image).read_bytes()
-        assert (tmp_path / "auto" / image).read_bytes() == pictures[scale] and len(set(pictures.values())) == 2
+        assert (tmp_path / "auto" / image).read_bytes() == pictures[scale]
+        assert len(set(pictures.values())) == 2
 
 
-def test_a_pair_does_not_depend_on_n_or_the_other_defects_and_n_can_grow(trained, generated, photographs, tmp_path):
-    command = ["--run", trained, "--masks", "train", "--out", tmp_path, "--steps", 3, "--batch-size", 4,
-               "--only", f"{photographs.name}/crack"]
+def test_a_pair_does_not_depend_on_n_or_the_other_defects_and_n_can_grow(
+        trained, generated, photographs, tmp_path):
+    command = ["--run", trained, "--masks", "train", "--out", tmp_path, "--steps", 3,
+               "--batch-size", 4, "--only", f"{photographs.name}/crack"]
     assert call("sample", *command, "--n", 1) == 0
     image = f"{photographs.name}/test/crack/00000.png"
     assert (tmp_path / image).read_bytes() == (generated / image).read_bytes()
@@ -147,27 +156,30 @@ def test_a_pair_does_not_depend_on_n_or_the_other_defects_and_n_can_grow(trained
     assert len(rows_of(tmp_path)) == 5
 
 
-def test_every_block_is_full_so_that_kernels_see_one_shape(trained, photographs, tmp_path, monkeypatch):
+def test_every_block_is_full_so_that_kernels_see_one_shape(
+        trained, photographs, tmp_path, monkeypatch):
     story = import_module("anomaly.pairs.paint")       # anomaly.pairs.paint is the function
     sizes, paint = [], story.paint_block
     monkeypatch.setattr(story, "paint_block", lambda sd, learner, defect, plans, *rest: (
         sizes.append(len(plans)), paint(sd, learner, defect, plans, *rest))[1])
-    assert call("sample", "--run", trained, "--masks", "train", "--out", tmp_path, "--steps", 1, "--n", 4,
-                "--batch-size", 3, "--only", f"{photographs.name}/crack") == 0
+    assert call("sample", "--run", trained, "--masks", "train", "--out", tmp_path, "--steps", 1,
+                "--n", 4, "--batch-size", 3, "--only", f"{photographs.name}/crack") == 0
     assert sizes == [3, 3] and len(rows_of(tmp_path)) == 4
 
 
 def test_learned_masks_of_a_random_checkpoint_end_in_one_line(trained, tmp_path, capsys):
-    assert call("sample", "--run", trained, "--masks", "learned", "--out", tmp_path / "out", "--n", 2,
-                "--steps", 2, "--batch-size", 8) == 1
+    assert call("sample", "--run", trained, "--masks", "learned", "--out", tmp_path / "out",
+                "--n", 2, "--steps", 2, "--batch-size", 8) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert "none of 64 masks was accepted; use --masks train" in error
     assert not (tmp_path / "out").exists()
 
 
-def test_learned_masks_that_look_real_are_placed_and_painted(trained, photographs, tmp_path, monkeypatch):
-    """A stand-in for a trained mask model: one draw in four is a training mask, which one by the noise."""
-    real = torch.stack([mask_picture(read_mask(photographs / f"ground_truth/blowhole/00{i}_mask.png"), 64, 4).mask
+def test_learned_masks_that_look_real_are_placed_and_painted(
+        trained, photographs, tmp_path, monkeypatch):
+    """A stand-in for a trained mask model: one draw in four is a training mask, chosen by noise."""
+    folder = photographs / "ground_truth/blowhole"
+    real = torch.stack([mask_picture(read_mask(folder / f"00{i}_mask.png"), 64, 4).mask
                         for i in range(6)])
 
     def stand_in(sd, e_m, noise, steps):
@@ -182,14 +194,16 @@ def test_learned_masks_that_look_real_are_placed_and_painted(trained, photograph
     assert all(20 < area < 400 for area in areas)       # at the training masks' size in pixels
     assert call(*command, "--out", tmp_path / "b", "--n", 4, "--batch-size", 2) == 0
     for row in rows:    # a pair's mask does not depend on who shares its batch
-        assert (tmp_path / "a" / row["mask"]).read_bytes() == (tmp_path / "b" / row["mask"]).read_bytes()
+        a, b = (tmp_path / out / row["mask"] for out in ("a", "b"))
+        assert a.read_bytes() == b.read_bytes()
 
 
 def test_one_photograph_and_one_mask_make_one_pair(trained, photographs, tmp_path):
     mask = photographs / "ground_truth/crack/007_mask.png"
     photograph = photographs / "test/crack/007.jpg"
-    assert call("sample", "--run", trained, "--only", f"{photographs.name}/crack", "--normals", photograph,
-                "--masks", mask, "--out", tmp_path, "--steps", 2, "--batch-size", 1) == 0
+    assert call("sample", "--run", trained, "--only", f"{photographs.name}/crack",
+                "--normals", photograph, "--masks", mask, "--out", tmp_path,
+                "--steps", 2, "--batch-size", 1) == 0
     row, = rows_of(tmp_path)
     assert np.array_equal(read_mask(tmp_path / row["mask"]), read_mask(mask))
     assert row["normal"] == str(photograph.resolve())       # the photographs may lie behind a link
@@ -197,9 +211,11 @@ def test_one_photograph_and_one_mask_make_one_pair(trained, photographs, tmp_pat
 
 
 @pytest.mark.parametrize("mode", ["adaptive", "paper", "released", "constant"])
-def test_every_reweighting_paints_and_paints_differently(trained, generated, photographs, tmp_path, mode):
-    assert call("sample", "--run", trained, "--masks", "train", "--out", tmp_path, "--n", 1, "--steps", 3,
-                "--batch-size", 4, "--reweight", mode, "--only", f"{photographs.name}/break") == 0
+def test_every_reweighting_paints_and_paints_differently(
+        trained, generated, photographs, tmp_path, mode):
+    assert call("sample", "--run", trained, "--masks", "train", "--out", tmp_path,
+                "--n", 1, "--steps", 3, "--batch-size", 4, "--reweight", mode,
+                "--only", f"{photographs.name}/break") == 0
     image = f"{photographs.name}/test/break/00000.png"
     mask = f"{photographs.name}/ground_truth/break/00000_mask.png"
     assert (tmp_path / mask).read_bytes() == (generated / mask).read_bytes()
@@ -254,7 +270,8 @@ def test_sampling_killed_and_run_again_ends_as_an_unbroken_one(trained, photogra
 
 
 def test_an_interrupted_command_says_so_and_exits_130(checkpoint, plain_pair, tmp_path):
-    process = start("train_embed", "--weights", checkpoint, *plain_pair, "--steps", 5000, "--out", tmp_path / "r")
+    process = start("train_embed", "--weights", checkpoint, *plain_pair, "--steps", 5000,
+                    "--out", tmp_path / "r")
     wait_for(process, tmp_path / "r/latent_to_rgb.safetensors")
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)

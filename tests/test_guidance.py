@@ -17,8 +17,8 @@ from anomaly.sampler import Guidance
 
 
 @pytest.mark.parametrize("goal, reached, scale", [
-    (0.5, [0.3, 0.4], 3.0), (0.35, [0.3, 0.4], 1.5), (0.2, [0.3, 0.4], 1.0), (0.9, [0.3, 0.4], LARGEST),
-    (0.9, [0.4, 0.4], 1.0), (0.9, [0.4, 0.3], 1.0)])
+    (0.5, [0.3, 0.4], 3.0), (0.35, [0.3, 0.4], 1.5), (0.2, [0.3, 0.4], 1.0),
+    (0.9, [0.3, 0.4], LARGEST), (0.9, [0.4, 0.4], 1.0), (0.9, [0.4, 0.3], 1.0)])
 def test_the_scale_is_where_the_line_through_both_trials_meets_the_goal(goal, reached, scale):
     assert scale_for(goal, reached) == pytest.approx(scale)
 
@@ -29,7 +29,8 @@ def test_contrast_of_a_flat_disc_on_a_flat_ground_is_their_difference():
     for step in (0.25, -0.4):
         picture = (0.1 + step * disc)[:, None].expand(1, 3, 40, 41).float()
         assert contrast(picture, disc) == pytest.approx(abs(step), abs=1e-6)
-        assert contrast(torch.cat([picture, 0 * picture]), disc.expand(2, -1, -1)) == pytest.approx(
+        half_flat = torch.cat([picture, 0 * picture])
+        assert contrast(half_flat, disc.expand(2, -1, -1)) == pytest.approx(
             abs(step) / 2 ** 0.5, abs=1e-6)
 
 
@@ -56,7 +57,8 @@ def test_both_sides_are_the_training_crops_each_once(sd, learned, monkeypatch):
     monkeypatch.setattr(guidance, "paint_crops", unpainted)
     real, (same,) = contrasts(sd, defect, learner, [settings])
     assert real == same > 0
-    assert len(seen) == len(defect.examples) == 5 and len({mask.numpy().tobytes() for mask in seen}) == 5
+    assert len(seen) == len(defect.examples) == 5
+    assert len({mask.numpy().tobytes() for mask in seen}) == 5
 
 
 def test_of_many_photographs_the_first_are_painted_over(sd, learned, monkeypatch):
@@ -68,14 +70,16 @@ def test_of_many_photographs_the_first_are_painted_over(sd, learned, monkeypatch
 
 def test_what_is_not_finite_is_refused(sd, learned, monkeypatch):
     defect, learner, settings = learned
-    monkeypatch.setattr(guidance, "paint_crops", lambda sd, crops, *rest: torch.full((len(crops), 3, 64, 64), nan))
+    monkeypatch.setattr(guidance, "paint_crops",
+                        lambda sd, crops, *rest: torch.full((len(crops), 3, 64, 64), nan))
     with pytest.raises(RuntimeError, match="wood/burn: what is painted is not finite"):
         strength_of(sd, defect, learner, settings)
 
 
 @pytest.mark.parametrize("falls, expected", [(False, 3.0), (True, 2.0)])
-def test_a_scale_beyond_those_painted_with_must_come_nearer(sd, learned, monkeypatch, falls, expected):
-    """A stand-in whose contrast rises up to scale 2, to 6/7 of the photographs', and then rises on or falls."""
+def test_a_scale_beyond_those_painted_with_must_come_nearer(
+        sd, learned, monkeypatch, falls, expected):
+    """A stand-in whose contrast rises to 6/7 of the real one at scale 2, then rises on or falls."""
     defect, learner, settings = learned
     real, _ = contrasts(sd, defect, learner, [settings])
 
@@ -84,8 +88,9 @@ def test_a_scale_beyond_those_painted_with_must_come_nearer(sd, learned, monkeyp
         strength = real * (4 + min(scale, 2 if falls else scale) - falls * max(scale - 2, 0)) / 7
         return torch.stack([strength * crop.mask.expand(3, -1, -1) for crop in crops])
     monkeypatch.setattr(guidance, "paint_crops", bent)
+    reached = real * (6 if falls else 7) / 7
     assert strength_of(sd, defect, learner, settings) == Strength(
-        pytest.approx(expected, abs=0.005), pytest.approx(real * (6 if falls else 7) / 7, rel=0.005), pytest.approx(real))
+        pytest.approx(expected, abs=0.005), pytest.approx(reached, rel=0.005), pytest.approx(real))
 
 
 def test_what_is_not_finite_beyond_the_scales_is_refused(sd, learned, monkeypatch):
@@ -101,7 +106,8 @@ def test_what_is_not_finite_beyond_the_scales_is_refused(sd, learned, monkeypatc
 
 
 @pytest.mark.parametrize("scale", [1.0, 1.5, 2.75])
-def test_the_guidance_found_is_the_one_that_gives_the_photographs_contrast(sd, learned, monkeypatch, scale):
+def test_the_guidance_found_is_the_one_that_gives_the_photographs_contrast(
+        sd, learned, monkeypatch, scale):
     """A stand-in that paints flat and the stronger the higher the scale."""
     defect, learner, settings = learned
     real, _ = contrasts(sd, defect, learner, [settings])
@@ -113,4 +119,5 @@ def test_the_guidance_found_is_the_one_that_gives_the_photographs_contrast(sd, l
     found = strength_of(sd, defect, learner, settings)
     assert found.guidance == pytest.approx(scale, abs=0.005)
     assert found.goal == pytest.approx(real) and found.contrast == pytest.approx(real, rel=0.005)
-    assert strength_of(sd, defect, learner, replace(settings, guidance=Guidance(2.0, sd.context("")))) == found
+    other = replace(settings, guidance=Guidance(2.0, sd.context("")))
+    assert strength_of(sd, defect, learner, other) == found

@@ -1,5 +1,4 @@
-"""The frozen parts in float16 and bfloat16: outputs and gradients stay close to float32, nothing
-overflows.
+"""The frozen parts in float16 and bfloat16: outputs and gradients as in float32, no overflow.
 
 On the CPU, where the kernels round as on a GPU but are slow; the models are small.
 """
@@ -30,6 +29,14 @@ NAMES = [family.name for family in SMALL]
 DEFECT = Defect("screw", "crack", ())
 
 
+@pytest.fixture(scope="module", autouse=True)
+def fewer_cells():
+    """A sixth of the benchmark's pictures: float16 is slow on a CPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parity, "GRID", (8, 16))
+        yield
+
+
 @pytest.fixture(scope="module")
 def folders(written):
     return {name: written[name].parent / name for name in NAMES}
@@ -37,7 +44,7 @@ def folders(written):
 
 @pytest.fixture(scope="module")
 def outputs(folders):
-    """outputs(name, dtype): of every part, on the same inputs as bench.py parity; each computed once."""
+    """outputs(name, dtype): of every part, on the inputs of bench.py parity; each computed once."""
     @functools.cache
     def of(name, dtype):
         sd = load(folders[name], dtype=dtype)
@@ -65,9 +72,11 @@ MODULES = {
     "downsample": (lambda: Downsample(32, symmetric=False), [(2, 32, 8, 6)]),
     "upsample": (lambda: Upsample(32), [(2, 32, 8, 6)]),
     "attention of the VAE": (lambda: VAEAttention(32, 8), [(2, 32, 8, 6)]),
-    "layer of CLIP": (lambda: EncoderLayer(TextConfig(width=32, heads=4, mlp_width=64)), [(2, 7, 32)]),
+    "layer of CLIP": (
+        lambda: EncoderLayer(TextConfig(width=32, heads=4, mlp_width=64)), [(2, 7, 32)]),
     "layer of OpenCLIP": (
-        lambda: EncoderLayer(TextConfig(width=32, heads=4, mlp_width=64, quick_gelu=False)), [(2, 7, 32)]),
+        lambda: EncoderLayer(TextConfig(width=32, heads=4, mlp_width=64, quick_gelu=False)),
+        [(2, 7, 32)]),
 }
 
 
@@ -102,8 +111,9 @@ def test_ten_steps_of_sampling_end_within_a_hundredth_of_float32(outputs, name, 
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
 def test_bfloat16_is_no_further_from_float32_than_diffusers_own(folders, outputs, name):
-    """bfloat16 rounds to 1 in 256 after every layer: forty layers of random weights are 1 to 6 % apart."""
-    dtype, expected, found = torch.bfloat16, outputs(name, torch.float32), outputs(name, torch.bfloat16)
+    """bfloat16 rounds to 1 in 256 a layer: forty layers of random weights are 1 to 6 % apart."""
+    dtype = torch.bfloat16
+    expected, found = outputs(name, torch.float32), outputs(name, dtype)
     unet, vae, text = (model.to(dtype).eval() for model in parity.read_folder(folders[name], None))
     ids, t = load(folders[name]).tokenizer(parity.PROMPTS), torch.tensor([981, 21])
     reference = {"text": text(ids).last_hidden_state}
@@ -126,7 +136,8 @@ def test_weights_are_half_and_what_goes_in_comes_out_in_its_own_precision(folder
         assert sd.unet(x, torch.tensor([1]), context).dtype == given
         assert sd.text_encoder.encode(context).dtype == given
         assert sd.vae.decode(x).dtype == given
-        assert {part.dtype for part in sd.vae.encode(torch.zeros(1, 3, 64, 64, dtype=given))} == {given}
+        encoded = sd.vae.encode(torch.zeros(1, 3, 64, 64, dtype=given))
+        assert {part.dtype for part in encoded} == {given}
 
 
 def test_the_logits_of_a_cross_attention_fit_float16_because_q_is_scaled_first():
@@ -158,7 +169,7 @@ def test_logits_beyond_float16_need_and_get_float32(kind):
     expected = make(False).double()(*(i.double() for i in inputs))
     found = make(True).half()(*(i.half() for i in inputs))
     assert parity.largest(found.double(), expected) <= 1e-2
-    if kind is CrossAttention:      # torch's kernel of the self-attention may keep its logits in float32 itself
+    if kind is CrossAttention:      # torch's kernel of self-attention may itself use float32
         assert not make(False).half()(*(i.half() for i in inputs)).isfinite().all()
 
 
@@ -178,13 +189,14 @@ def test_a_self_attention_asks_for_float32_where_the_configuration_does(monkeypa
 @pytest.mark.parametrize("module, shape", [
     (lambda: SelfAttention(8, 2), (1, 5, 8)), (lambda: VAEAttention(8, 4), (1, 8, 3, 4)),
     (lambda: EncoderLayer(TextConfig(width=8, heads=2, mlp_width=16)), (1, 5, 8))])
-def test_no_attention_may_take_cudnns_kernel_and_the_choice_ends_with_the_call(monkeypatch, module, shape):
+def test_no_attention_may_take_cudnns_kernel_and_the_choice_ends_with_the_call(
+        monkeypatch, module, shape):
     """Its backward returns NaN on an H200: flash, memory-efficient and plain kernels are left."""
     seen, own, flags = [], F.scaled_dot_product_attention, torch.backends.cuda
 
     def record(*args, **options):
-        seen.append((flags.cudnn_sdp_enabled(), flags.flash_sdp_enabled(), flags.mem_efficient_sdp_enabled(),
-                     flags.math_sdp_enabled()))
+        seen.append((flags.cudnn_sdp_enabled(), flags.flash_sdp_enabled(),
+                     flags.mem_efficient_sdp_enabled(), flags.math_sdp_enabled()))
         return own(*args, **options)
     monkeypatch.setattr(F, "scaled_dot_product_attention", record)
     module()(torch.randn(shape))
@@ -198,14 +210,17 @@ def test_sixty_steps_of_the_embedded_checkpoint_in_half_precision_on_cuda(dtype)
     data = Views(torch.randn(2, 4, 32, 32, generator=generator()), *(
         x.repeat_interleave(2, 1).repeat_interleave(2, 2) for x in (data.cells, data.cells)))
     learner = AnomalyEmbedding(sd, [DEFECT], 0)
-    records = list(textual_inversion(sd, {DEFECT.stem: data}, learner, torch.optim.Adam(learner.rates(sd)), 0, 60, 4, 0))
+    optimizer = torch.optim.Adam(learner.rates(sd))
+    records = list(textual_inversion(
+        sd, {DEFECT.stem: data}, learner, optimizer, 0, 60, batch_size=4, seed=0))
     assert len(records) == 60 and all(0 < record.loss < 10 for record in records)
 
 
 def small_views(size=128):
     """Random latents; a mask of 16 cells in the first sample, of one cell in the second."""
     n = size // 8
-    cells, masks = torch.zeros(2, n, n, dtype=torch.bool), torch.zeros(2, size, size, dtype=torch.bool)
+    cells = torch.zeros(2, n, n, dtype=torch.bool)
+    masks = torch.zeros(2, size, size, dtype=torch.bool)
     cells[0, 4:8, 4:8], masks[0, 32:64, 32:64] = True, True
     cells[1, 9, 3], masks[1, 72:80, 24:32] = True, True
     return Views(torch.randn(2, 4, n, n, generator=generator()), cells, masks)
@@ -270,7 +285,7 @@ def test_the_scale_changes_no_bit_of_a_float32_gradient(folders):
 
 
 class Amplifier(nn.Module):
-    """Passes on what it gets; its gradient in float16 is this many times larger, so that it overflows."""
+    """Passes on what it gets; its float16 gradient is this many times larger: it overflows."""
 
     def __init__(self, gain):
         super().__init__()
@@ -286,18 +301,22 @@ def test_a_gradient_that_overflows_is_sent_again_smaller():
     out = module.out()
     backward((out - 1).square().mean(), out, [module.vector], torch.float16)
     torch.testing.assert_close(module.vector.grad, torch.tensor([-0.5, -1.25]), rtol=1e-3, atol=0)
-    assert 1.25 * module.gain < 65504 < train.INTO_UNET * module.gain   # the first scale overflows, 1 does not
+    # The first scale overflows, 1 does not.
+    assert 1.25 * module.gain < 65504 < train.INTO_UNET * module.gain
 
 
 @pytest.mark.parametrize("slope, what", [(torch.inf, "overflow"), (torch.nan, "are NaN")])
 @pytest.mark.parametrize("dtype, remedy", [
-    (torch.float16, "use --dtype bf16 or fp32"), (torch.bfloat16, "use --dtype fp32"), (torch.float32, "float32 already")])
-def test_a_gradient_that_no_scale_saves_is_refused_with_what_was_not_tried(slope, what, dtype, remedy):
+    (torch.float16, "use --dtype bf16 or fp32"), (torch.bfloat16, "use --dtype fp32"),
+    (torch.float32, "float32 already")])
+def test_a_gradient_that_no_scale_saves_is_refused_with_what_was_not_tried(
+        slope, what, dtype, remedy):
     vector = nn.Parameter(torch.tensor([1.0]))
     inner = vector * 2
     inner.register_hook(lambda gradient: gradient * slope)
     out = inner * 2
-    with pytest.raises(RuntimeError, match=f"the gradients {what} at each of 4 scales, the loss is 9; .*{remedy}"):
+    message = f"the gradients {what} at each of 4 scales, the loss is 9; .*{remedy}"
+    with pytest.raises(RuntimeError, match=message):
         backward((out - 1).square().mean(), out, [vector], dtype)
 
 
@@ -324,7 +343,8 @@ def overflowing_vae():
 @torch.no_grad()
 def test_a_vae_that_overflows_float16_is_run_again_in_float32_and_says_so_once(caplog):
     vae = overflowing_vae().eval()
-    image, latents = torch.rand(2, 3, 16, 24, generator=generator()) * 2 - 1, torch.randn(2, 4, 4, 6)
+    image = torch.rand(2, 3, 16, 24, generator=generator()) * 2 - 1
+    latents = torch.randn(2, 4, 4, 6)
     half = overflowing_vae().eval().half()
     assert not half.encoder(image.half()).isfinite().all()
     assert not half.decoder(latents.half()).isfinite().all()

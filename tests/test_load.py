@@ -1,4 +1,4 @@
-"""Loading a diffusers folder: every tensor, old layouts, sizes and constants from its config files."""
+"""Loading a diffusers folder: every tensor, old layouts, the sizes and constants of its configs."""
 
 import json
 import shutil

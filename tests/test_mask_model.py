@@ -31,7 +31,8 @@ def test_the_shape_measures_area_components_and_border():
     mask = torch.zeros(64, 64, dtype=torch.bool)
     mask[0:8, 0:8] = True
     mask[40:44, 40:44] = True
-    assert shape_of(mask, 4) == MaskShape(area=80 / 4096, components=2, border=float(torch.tensor(3 / 60)))
+    border = float(torch.tensor(3 / 60))
+    assert shape_of(mask, 4) == MaskShape(area=80 / 4096, components=2, border=border)
 
 
 def test_a_mask_is_kept_only_within_the_range_of_the_real_ones():

@@ -45,13 +45,14 @@ def test_a_patch_returns_to_its_own_place_in_a_photograph_of_its_own_size():
     assert np.array_equal(placed(mask_patch(mask, 64, "m"), Normal(Path("n"), 50, 80)), mask)
 
 
-@pytest.mark.parametrize("top, left, touches", [(0, 10, "top"), (43, 10, "bottom"), (5, 0, "left"), (5, 60, "right")])
+@pytest.mark.parametrize("top, left, touches", [
+    (0, 10, "top"), (43, 10, "bottom"), (5, 0, "left"), (5, 60, "right")])
 def test_a_defect_at_an_edge_stays_at_that_edge_of_any_photograph(top, left, touches):
     shape = mask_patch(mask_of(50, 80, top, left, 7, 20), 64, "m")
     for height, width in ((200, 31), (9, 300), (50, 80)):
         mask = placed(shape, Normal(Path("n"), height, width))
-        edge = {"top": mask[0], "bottom": mask[-1], "left": mask[:, 0], "right": mask[:, -1]}[touches]
-        assert edge.any() and mask.sum() == 140
+        edges = {"top": mask[0], "bottom": mask[-1], "left": mask[:, 0], "right": mask[:, -1]}
+        assert edges[touches].any() and mask.sum() == 140
 
 
 def test_a_patch_larger_than_the_photograph_does_not_fit():
@@ -83,8 +84,10 @@ def test_given_masks_must_have_a_photographs_size(tmp_path):
     write_image(tmp_path / "m.png", mask_of(10, 12, 2, 2, 3, 3).astype(np.uint8) * 255)
     normals = [Normal(Path("a"), 10, 12), Normal(Path("b"), 9, 12)]
     source = mask_files(tmp_path / "m.png")
-    target, = source(None, None, None, normals, 20).choose([Plan(0, None, 0, np.array([1, 0]), None)])
-    assert target.normal.path == Path("a") and np.array_equal(target.mask, mask_of(10, 12, 2, 2, 3, 3))
+    plan = Plan(0, None, 0, np.array([1, 0]), None)
+    target, = source(None, None, None, normals, 20).choose([plan])
+    assert target.normal.path == Path("a")
+    assert np.array_equal(target.mask, mask_of(10, 12, 2, 2, 3, 3))
     with pytest.raises(ValueError, match="m.png: 12x10 pixels, but no photograph has that size"):
         source(None, None, None, normals[1:], 20)
 
@@ -94,13 +97,14 @@ def test_a_pair_depends_on_seed_defect_and_number_alone():
     first = draw_plan(a, 3, 7, (4, 8, 8), 5, 20)
     rng = np.random.default_rng([7, crc32(b"tile/crack"), 3, 0])
     assert np.array_equal(first.noise, rng.standard_normal((4, 8, 8), dtype=np.float32))
-    for other in (draw_plan(b, 3, 7, (4, 8, 8), 5, 20), draw_plan(a, 4, 7, (4, 8, 8), 5, 20), draw_plan(a, 3, 8, (4, 8, 8), 5, 20)):
+    for defect, k, seed in ((b, 3, 7), (a, 4, 7), (a, 3, 8)):
+        other = draw_plan(defect, k, seed, (4, 8, 8), 5, 20)
         assert not np.array_equal(first.noise, other.noise)
 
 
 def test_a_mask_that_fits_no_first_choice_goes_to_the_next_photograph(tmp_path):
-    for name, pixels in (("i", np.zeros((50, 80), np.uint8)), ("m", mask_of(50, 80, 0, 0, 40, 20) * np.uint8(255))):
-        write_image(tmp_path / f"{name}.png", pixels)
+    write_image(tmp_path / "i.png", np.zeros((50, 80), np.uint8))
+    write_image(tmp_path / "m.png", mask_of(50, 80, 0, 0, 40, 20) * np.uint8(255))
     defect = Defect("o", "d", (Example(tmp_path / "i.png", tmp_path / "m.png"),))
     normals = [Normal(Path("small"), 30, 30), Normal(Path("large"), 60, 60)]
     masks = training_masks(None, runs.Run(tmp_path, {"size": 64}), defect, normals, 20)
@@ -129,15 +133,17 @@ def test_a_flat_colour_is_pasted_as_it_is_at_the_right_place():
     painted = torch.full((3, 64, 64), -1.0)
     painted[:, :, 32:] = 1.0        # the crop's right half is white
     out = composite(photograph, mask, Crop(45, 0, 20), painted)
-    assert (out[5:15, 57:60] == 255).all() and (out[5:15, 50:53] == 0).all() and out[~mask].max() == 0
+    assert (out[5:15, 57:60] == 255).all() and (out[5:15, 50:53] == 0).all()
+    assert out[~mask].max() == 0
     assert change(photograph, out, mask) == pytest.approx(out[mask].mean() / 255)
 
 
 def test_a_picture_that_is_not_finite_is_never_pasted():
     painted = torch.zeros(3, 64, 64)
     painted[0, 3, 3] = torch.nan
+    photograph, mask = np.zeros((40, 60), np.uint8), mask_of(40, 60, 5, 5, 3, 3)
     with pytest.raises(RuntimeError, match="not finite"):
-        composite(np.zeros((40, 60), np.uint8), mask_of(40, 60, 5, 5, 3, 3), Crop(0, 0, 40), painted)
+        composite(photograph, mask, Crop(0, 0, 40), painted)
 
 
 # files
@@ -154,9 +160,11 @@ def test_a_write_that_fails_leaves_neither_file_nor_remains(tmp_path):
 
 def test_the_same_tensors_give_the_same_bytes_and_open_again(tmp_path):
     tensors = {"<a-b>": torch.randn(8, 32), "z": torch.arange(5)}
-    metadata = {name: f"é{name}\"" for name in ("format", "object", "defect", "steps", "prompt", "sha")}
+    names = ("format", "object", "defect", "steps", "prompt", "sha")
+    metadata = {name: f"é{name}\"" for name in names}
     for i in range(6):
-        write_tensors(tmp_path / str(i), tensors, dict(reversed(metadata.items())) if i % 2 else metadata)
+        ordered = dict(reversed(metadata.items())) if i % 2 else metadata
+        write_tensors(tmp_path / str(i), tensors, ordered)
     assert len({(tmp_path / str(i)).read_bytes() for i in range(6)}) == 1
     with safe_open(tmp_path / "0", framework="pt") as file:
         assert file.metadata() == metadata
@@ -200,8 +208,10 @@ def test_pairs_are_written_mask_first_and_a_row_without_image_is_forgotten(tmp_p
 def test_a_second_command_with_other_options_is_refused_naming_the_option(tmp_path):
     normal = tmp_path / "n.png"
     write_image(normal, np.zeros((20, 30), np.uint8))
-    write(PairFolder(tmp_path / "out", {"seed": 0, "reweight_gain": 1.5}), Defect("o", "d", ()), 0, normal)
-    with pytest.raises(ValueError, match="--reweight-gain: 2.0, but the pairs in .* were made with 1.5"):
+    folder = PairFolder(tmp_path / "out", {"seed": 0, "reweight_gain": 1.5})
+    write(folder, Defect("o", "d", ()), 0, normal)
+    message = "--reweight-gain: 2.0, but the pairs in .* were made with 1.5"
+    with pytest.raises(ValueError, match=message):
         PairFolder(tmp_path / "out", {"seed": 0, "reweight_gain": 2.0})
 
 
@@ -213,7 +223,8 @@ def test_a_folder_of_version_0_1_goes_on_under_the_new_words_for_its_formulas(tm
         PairFolder(tmp_path, {"reweight": new})
         with pytest.raises(ValueError, match="--reweight: 'released', but"):
             PairFolder(tmp_path, {"reweight": "released"})
-    (tmp_path / "_meta/config.json").write_text(json.dumps({"reweight": "paper", "version": "0.2.0"}))
+    config = {"reweight": "paper", "version": "0.2.0"}
+    (tmp_path / "_meta/config.json").write_text(json.dumps(config))
     PairFolder(tmp_path, {"reweight": "paper"})
 
 
@@ -221,8 +232,8 @@ def test_a_folder_of_version_0_1_goes_on_under_the_new_words_for_its_formulas(tm
 
 @pytest.fixture
 def run(tmp_path):
-    config = {"options": {"steps": 5, "weights": "w", "seed": 0}, "size": 64, "weights_sha256": "ab" * 32,
-              "prediction_type": "eps",
+    config = {"options": {"steps": 5, "weights": "w", "seed": 0}, "size": 64,
+              "weights_sha256": "ab" * 32, "prediction_type": "eps",
               "defects": [{"object": "Tile A", "defect": "crack", "normals": None,
                            "train": [{"image": "/i.png", "mask": "/m.png"}]}]}
     return runs.start_run(tmp_path / "run", config, resume=False)
@@ -308,9 +319,12 @@ def test_vectors_older_than_the_config_are_refused(run, sd):
 
 
 @pytest.mark.parametrize("write", [
-    lambda path: write_tensors(path, {"a": torch.zeros(1)}, {}), lambda path: write_rows(path, ["a"], []),
-    lambda path: write_image(path, np.zeros((2, 2), np.uint8)), lambda path: append_rows(path, ["a"], [{"a": 1}])])
-def test_a_full_disk_is_one_line_that_names_the_file_and_leaves_no_part(tmp_path, monkeypatch, write):
+    lambda path: write_tensors(path, {"a": torch.zeros(1)}, {}),
+    lambda path: write_rows(path, ["a"], []),
+    lambda path: write_image(path, np.zeros((2, 2), np.uint8)),
+    lambda path: append_rows(path, ["a"], [{"a": 1}])])
+def test_a_full_disk_is_one_line_that_names_the_file_and_leaves_no_part(
+        tmp_path, monkeypatch, write):
     def full(*args, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
 

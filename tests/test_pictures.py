@@ -12,8 +12,8 @@ def test_mean_colour_is_that_of_a_loop_over_the_masks_pixels():
     pictures, masks = rng.uniform(-1, 1, (2, 3, 7, 5)), rng.uniform(size=(2, 7, 5)) < 0.3
     masks[1] = False
     masks[1, 6, 4] = True
-    expected = [[np.mean([p[c, y, x] for y in range(7) for x in range(5) if m[y, x]]) for c in range(3)]
-                for p, m in zip(pictures, masks)]
+    expected = [[np.mean([p[c, y, x] for y in range(7) for x in range(5) if m[y, x]])
+                 for c in range(3)] for p, m in zip(pictures, masks)]
     found = mean_colour(torch.from_numpy(pictures), torch.from_numpy(masks))
     assert np.allclose(found.numpy(), expected)
 
@@ -26,7 +26,8 @@ def squares(*boxes, size=64):
 
 
 def noise(*shape, seed=0):
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2 - 1
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(shape, generator=generator, dtype=torch.float64) * 2 - 1
 
 
 def test_the_ring_is_as_wide_as_said_and_stops_at_the_picture():
@@ -39,10 +40,10 @@ def test_the_ring_is_as_wide_as_said_and_stops_at_the_picture():
 def test_the_energy_of_contrast_is_the_squared_step_whatever_the_grain(height):
     masks = squares((20, 20, 40, 40), (0, 0, 10, 64))
     flat = 0.3 + height * masks[:, None].double().expand(-1, 3, -1, -1)
-    assert torch.allclose(contrast_energy(flat, masks), torch.full((2,), height ** 2, dtype=torch.float64))
+    expected = torch.full((2,), height ** 2, dtype=torch.float64)
+    assert torch.allclose(contrast_energy(flat, masks), expected)
     for grain, error in ((0.1, 0.01), (0.5, 0.03)):      # whose own energies are 0.003 and 0.083
         grainy = flat + grain * noise(2, 3, 64, 64, seed=2)
-        expected = torch.full((2,), height ** 2, dtype=torch.float64)
         assert torch.allclose(contrast_energy(grainy, masks), expected, atol=error)
 
 

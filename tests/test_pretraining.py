@@ -4,11 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pretrain_tiny
 import pytest
 import torch
 
 from anomaly.sampler import STEPS
+from commands import TOOLS
 from ldm.config import ScheduleConfig, VAEConfig
 from ldm.schedule import Schedule
 from ldm.unet import UNet
@@ -24,12 +24,19 @@ def drawn(tmp_path_factory):
 
 def small_vae(seed=0):
     torch.manual_seed(seed)
-    return VAE(VAEConfig(channels=(8, 16, 16), layers_per_block=1, norm_groups=4, scaling_factor=1.0))
+    return VAE(VAEConfig(
+        channels=(8, 16, 16), layers_per_block=1, norm_groups=4, scaling_factor=1.0))
+
+
+def small_text_encoder():
+    vocab_size = len(tiny_files.vocabulary(tiny_files.caption_merges()))
+    return diffusion.TextEncoder(diffusion.text_config(vocab_size))
 
 
 def test_pictures_are_drawn_once_and_are_those_of_the_generator(drawn, tmp_path):
     picture = picture_set.draw_picture(0, 17, 64)
-    assert np.array_equal(drawn.images[17], picture.image) and np.array_equal(drawn.masks[17], picture.mask)
+    assert np.array_equal(drawn.images[17], picture.image)
+    assert np.array_equal(drawn.masks[17], picture.mask)
     assert drawn.captions[17] == picture.caption and len(drawn.captions) == 24
 
 
@@ -52,7 +59,7 @@ def test_folding_makes_the_latents_standard_and_changes_no_picture(drawn):
 
 
 def test_noise_hides_a_whole_picture_where_sampling_starts():
-    """Even the mean of a latent channel, its largest Fourier coefficient; Stable Diffusion's own betas show it."""
+    """Even the mean of a channel, its largest Fourier coefficient, which SD's own betas show."""
     drawn = np.stack([picture_set.draw_picture(5, i, 128).image for i in range(48)])
     latents = autoencoder.encode_all(load("tiny").vae, drawn, "cpu").float()
     variance = 32 ** 2 * latents.mean(dim=(2, 3)).var(dim=0).max()     # the noise's is 1
@@ -63,28 +70,29 @@ def test_noise_hides_a_whole_picture_where_sampling_starts():
 
 
 def test_pictures_of_masks_have_more_turns_and_those_of_strokes_most():
-    captions = ["a photo of wood", "a photo of mask with large hole", "", "a photo of wood with small scratch",
-                "a photo of mask with small scratch top left"]
+    captions = ["a photo of wood", "a photo of mask with large hole", "",
+                "a photo of wood with small scratch", "a photo of mask with small scratch top left"]
     expected = [0, *[1] * diffusion.MASK_TURNS, 2, 3, *[4] * diffusion.STROKE_TURNS]
-    assert diffusion.turns(captions).tolist() == expected and 1 < diffusion.MASK_TURNS < diffusion.STROKE_TURNS
+    assert diffusion.turns(captions).tolist() == expected
+    assert 1 < diffusion.MASK_TURNS < diffusion.STROKE_TURNS
 
 
 def test_each_caption_word_is_one_token_and_the_ids_are_those_of_transformers(tmp_path):
     from transformers import CLIPTokenizer
     tokenizer = tiny_files.caption_tokenizer()
     assert [w for w in tiny_files.caption_words() if len(tokenizer.tokens(w)) != 1] == []
-    text = diffusion.text_config(len(tiny_files.vocabulary(tiny_files.caption_merges())))
     unet, vae = diffusion.UNet(diffusion.UNET), small_vae()
-    tiny_files.write_checkpoint(tmp_path, unet, vae, diffusion.TextEncoder(text), text, diffusion.SCHEDULE)
+    tiny_files.write_checkpoint(tmp_path, unet, vae, small_text_encoder(), diffusion.SCHEDULE)
     reference = CLIPTokenizer.from_pretrained(tmp_path / "tokenizer")
-    for prompt in ("a photo of wood with large red stain top left", "", "a photo of *", "Unknown words, 12!"):
-        assert tokenizer([prompt])[0].tolist() == reference(prompt, padding="max_length", max_length=77)["input_ids"]
+    for prompt in ("a photo of wood with large red stain top left", "", "a photo of *",
+                   "Unknown words, 12!"):
+        expected = reference(prompt, padding="max_length", max_length=77)["input_ids"]
+        assert tokenizer([prompt])[0].tolist() == expected
 
 
 def test_at_the_start_every_word_reaches_every_end_token_and_the_unet_ignores_it():
     tokenizer = tiny_files.caption_tokenizer()
-    text_encoder = diffusion.TextEncoder(diffusion.text_config(len(tiny_files.vocabulary(tiny_files.caption_merges()))))
-    unet = UNet(diffusion.UNET)
+    text_encoder, unet = small_text_encoder(), UNet(diffusion.UNET)
     diffusion.initialise(unet)
     diffusion.initialise_text(text_encoder)
     ids = tokenizer(["a photo of nut with hole top left", "a photo of nut with hole top right"])
@@ -100,16 +108,17 @@ def test_a_small_defect_counts_as_a_large_one_up_to_a_bound():
     cells = torch.zeros(4, 1, 32, 32)
     cells[0, :, :16], cells[1, :, :8, :16], cells[2, :, 0, 0] = 1, 1, 1
     extra = (diffusion.weights(cells, torch.ones(4)) - 1).mean(dim=(1, 2, 3))
-    most = diffusion.MOST / 1024
-    assert torch.allclose(extra, torch.tensor([diffusion.DEFECT_SHARE, diffusion.DEFECT_SHARE, most, 0.0]))
+    share, most = diffusion.DEFECT_SHARE, diffusion.MOST / 1024
+    assert torch.allclose(extra, torch.tensor([share, share, most, 0.0]))
     assert torch.equal(diffusion.weights(cells, torch.ones(4))[0, 0, 20:], torch.ones(12, 32))
 
 
 def test_where_noise_hides_the_picture_a_defect_counts_as_everything_else():
-    """The best answer to pure noise is the mean picture: half the pictures have a defect, so half of it."""
+    """The best answer to pure noise is the mean picture, with half a defect if half have one."""
     cells = torch.ones(1, 1, 4, 4)
-    quarter = (diffusion.weights(cells, torch.tensor([0.25])) - 1) / (diffusion.weights(cells, torch.ones(1)) - 1)
-    assert torch.allclose(quarter, torch.full_like(cells, 0.25))
+    quarter, whole = (diffusion.weights(cells, torch.tensor([signal])) - 1
+                      for signal in (0.25, 1.0))
+    assert torch.allclose(quarter / whole, torch.full_like(cells, 0.25))
     signal = Schedule(diffusion.SCHEDULE).alphas_cumprod[-1:]
     assert float(diffusion.weights(cells, signal).max()) < 1.01
 
@@ -143,7 +152,8 @@ def test_pieces_end_where_an_unbroken_run_does(drawn, tmp_path):
     whole, losses = train(tmp_path / "a", drawn, [6])
     parts, again = train(tmp_path / "b", drawn, [2, 4, 6])
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
-    assert [line.split(",")[:3] for line in losses] == [line.split(",")[:3] for line in again] and len(losses) == 3
+    assert [line.split(",")[:3] for line in losses] == [line.split(",")[:3] for line in again]
+    assert len(losses) == 3
 
 
 def test_it_learns_to_reconstruct(drawn):
@@ -157,27 +167,30 @@ def test_it_learns_to_reconstruct(drawn):
 
 def test_one_command_makes_a_checkpoint_that_diffusers_runs(tmp_path, monkeypatch):
     from diffusers import StableDiffusionPipeline
-    monkeypatch.setattr(pretrain_tiny, "PREVIEW", ["with large hole center"])
-    monkeypatch.setattr(pretrain_tiny, "PRODUCTS", {"wood": None})
+    monkeypatch.setattr(TOOLS["pretrain_tiny"], "PREVIEW", ["with large hole center"])
+    monkeypatch.setattr(TOOLS["pretrain_tiny"], "PRODUCTS", {"wood": None})
     monkeypatch.setattr(autoencoder, "CONFIG", replace(autoencoder.CONFIG, channels=(8, 16, 16)))
     out = tmp_path / "tiny"
-    argv = ["--pictures", "16", "--vae-steps", "2", "--unet-steps", "2", "--state", str(tmp_path / "state"),
-            "--out", str(out), "--device", "cpu"]
-    pretrain_tiny.main(argv)
+    argv = ["--pictures", "16", "--vae-steps", "2", "--unet-steps", "2", "--device", "cpu",
+            "--state", str(tmp_path / "state"), "--out", str(out)]
+    TOOLS["pretrain_tiny"].main(argv)
     assert (tmp_path / "state/preview.jpg").exists()
     sd = load(out)
     assert sd.native_size == 128 and sd.schedule.config.v_prediction
-    pipeline = StableDiffusionPipeline.from_pretrained(out, safety_checker=None, dtype=torch.float32)
-    ids = sd.tokenizer(["a photo of wood"])
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        out, safety_checker=None, dtype=torch.float32)
     with torch.no_grad():
-        assert torch.allclose(sd.context("a photo of wood"), pipeline.text_encoder(ids)[0], atol=1e-5)
+        expected = pipeline.text_encoder(sd.tokenizer(["a photo of wood"]))[0]
+        assert torch.allclose(sd.context("a photo of wood"), expected, atol=1e-5)
     before = {p: p.read_bytes() for p in (tmp_path / "state").glob("*.pt")}
-    pretrain_tiny.main([*argv, "--from", str(out)])         # beside the state of the first run, not over it
+    # Beside the first run's state, not over it.
+    TOOLS["pretrain_tiny"].main([*argv, "--from", str(out)])
     assert all(path.read_bytes() == content for path, content in before.items())
     assert torch.equal(load(out).vae.quant_conv.weight, sd.vae.quant_conv.weight)
     assert not torch.equal(load(out).unet.conv_in.weight, sd.unet.conv_in.weight)
     committed = (out / "unet/diffusion_pytorch_model.safetensors").read_bytes()
-    monkeypatch.setattr(pretrain_tiny, "pieces", lambda *a, **k: iter(()))
-    pretrain_tiny.main([*argv, "--seed", "1", "--from", str(out)])      # ends before its last step
+    monkeypatch.setattr(TOOLS["pretrain_tiny"], "pieces", lambda *a, **k: iter(()))
+    # Ends before its last step.
+    TOOLS["pretrain_tiny"].main([*argv, "--seed", "1", "--from", str(out)])
     assert (out / "unet/diffusion_pytorch_model.safetensors").read_bytes() == committed
     assert load(tmp_path / "state/unfinished").native_size == 128

@@ -1,6 +1,5 @@
 """Learned vectors in the prompt."""
 
-
 import pytest
 import torch
 from transformers import CLIPTextModel
@@ -26,7 +25,8 @@ def test_the_context_equals_transformers_with_the_vectors_in_its_table(sd, check
             for word, vector in zip("xyz", vectors[row]):
                 table[sd.tokenizer.tokens(word)[0]] = vector
             expected = reference(torch.tensor([ids])).last_hidden_state
-        torch.testing.assert_close(learned_context(sd, vectors)[row:row + 1], expected, rtol=1e-4, atol=1e-5)
+        found = learned_context(sd, vectors)[row:row + 1]
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_gradients_reach_every_vector(sd):

@@ -162,7 +162,8 @@ def test_equal_latents_have_no_difference():
 def test_the_latent_to_rgb_map_is_the_least_squares_solution():
     torch.manual_seed(0)
     latents, true = torch.randn(3, 4, 8, 8), torch.randn(4, 3)
-    small = torch.einsum("bchw,ck->bkhw", latents, true) + torch.tensor([0.3, -0.2, 0.1])[:, None, None]
+    offset = torch.tensor([0.3, -0.2, 0.1])[:, None, None]
+    small = torch.einsum("bchw,ck->bkhw", latents, true) + offset
     images = small.repeat_interleave(4, 2).repeat_interleave(4, 3)
     torch.testing.assert_close(latent_to_rgb(latents, images), true, rtol=1e-4, atol=1e-4)
     flat = latent_to_rgb(torch.ones(2, 4, 8, 8), torch.zeros(2, 3, 32, 32))     # nothing to fit

@@ -38,7 +38,8 @@ def test_outside_the_mask_every_step_equals_q_of_y_and_the_last_equals_y(sd, sce
     for step in steps[:-1]:
         a = sd.schedule.alphas_cumprod[step.t_prev].double()
         expected = a.sqrt() * y_0.double() + (1 - a).sqrt() * noise.double()
-        torch.testing.assert_close(step.x[outside].double(), expected[outside], rtol=1e-5, atol=1e-6)
+        found = step.x.double()
+        torch.testing.assert_close(found[outside], expected[outside], rtol=1e-5, atol=1e-6)
     assert steps[-1].t_prev is None and torch.equal(steps[-1].x[outside], y_0[outside])
 
 
@@ -94,7 +95,7 @@ def test_under_guidance_only_the_conditional_half_is_weighted(sd, scene):
     t = torch.tensor([500, 500])
     maps = pyramid(constant(m, m, 2.5), m, sd.unet.config.levels)
     with torch.no_grad():
-        got = guided(sd, noise, t, context, guidance, maps)
+        got = guided(sd, noise, 500, context, guidance, maps)
         eps_u = sd.unet(noise, t, guidance.uncond_context.expand(2, -1, -1))
         eps_c = sd.unet(noise, t, context, maps)
     torch.testing.assert_close(got, eps_u + 3.0 * (eps_c - eps_u), rtol=1e-4, atol=1e-5)
@@ -103,7 +104,8 @@ def test_under_guidance_only_the_conditional_half_is_weighted(sd, scene):
 def test_guidance_of_one_makes_one_call_of_the_conditional_model(sd, scene, monkeypatch):
     calls = []
     forward = sd.unet.forward
-    monkeypatch.setattr(sd.unet, "forward", lambda x, *a, **k: calls.append(len(x)) or forward(x, *a, **k))
+    monkeypatch.setattr(sd.unet, "forward",
+                        lambda x, *a, **k: calls.append(len(x)) or forward(x, *a, **k))
     run(sd, scene, guidance=Guidance(1.0, scene[-1].uncond_context))
     assert calls == [2] * STEPS
 

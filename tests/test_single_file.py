@@ -29,7 +29,7 @@ def altered(path, tmp_path, change):
 
 @pytest.mark.parametrize("family", SMALL, ids=lambda family: family.name)
 def test_every_part_in_every_layout_equals_diffusers(family, single_files, tmp_path, monkeypatch):
-    """What bench.py parity does at full size: both folders, and the single file that diffusers reads too."""
+    """As bench.py parity at full size: both folders, and the single file as diffusers reads it."""
     monkeypatch.setattr(parity, "measure", lambda path, read: None)
     found = {layout: differences for layout, differences, _ in parity.compare(family, tmp_path)}
     assert list(found) == ["folder", "old folder, .fp16.", "single file"]
@@ -77,7 +77,8 @@ def test_a_single_file_and_its_folder_load_to_the_same_tensors(single_files, nam
 
 def test_merges_without_text_model_in_their_keys_load(single_files, tmp_path):
     path = altered(single_files["SD 1.5"], tmp_path, lambda found: {
-        key.replace("transformer.text_model.", "transformer."): tensor for key, tensor in found.items()})
+        key.replace("transformer.text_model.", "transformer."): tensor
+        for key, tensor in found.items()})
     assert torch.equal(load(path).context("crack"), load(single_files["SD 1.5"]).context("crack"))
 
 
@@ -89,20 +90,20 @@ def test_tensors_that_are_not_weights_of_the_parts_are_left_out(single_files, tm
 
 
 def with_ema(found):
-    """The file with averaged weights beside the others, named as latent-diffusion's LitEma names them."""
-    averaged = {"model_ema." + "".join(key.split(".")[1:]): 2 * tensor for key, tensor in found.items()
-                if key.startswith(UNET_PREFIX)}
+    """The file with averaged weights beside the others, named as by latent-diffusion's LitEma."""
+    averaged = {"model_ema." + "".join(key.split(".")[1:]): 2 * tensor
+                for key, tensor in found.items() if key.startswith(UNET_PREFIX)}
     return {**found, **averaged, "model_ema.num_updates": torch.tensor(7)}
 
 
 def test_averaged_weights_are_taken_where_there_are_any_and_said_so(single_files, tmp_path):
-    plain = load(single_files["SD 1.5"])
-    assert not any("model_ema" in remark for remark in plain.remarks)       # only model_ema.decay is there
+    plain = load(single_files["SD 1.5"])        # which has model_ema.decay alone
+    assert not any("model_ema" in remark for remark in plain.remarks)
     path = altered(single_files["SD 1.5"], tmp_path, with_ema)
     sd = load(path)
     assert any("model_ema" in remark for remark in sd.remarks)
-    expected = plain.unet.state_dict()
-    assert all(torch.equal(tensor, 2 * expected[key]) for key, tensor in sd.unet.state_dict().items())
+    found, expected = sd.unet.state_dict(), plain.unet.state_dict()
+    assert all(torch.equal(found[key], 2 * expected[key]) for key in found)
     assert torch.equal(sd.vae.quant_conv.weight, plain.vae.quant_conv.weight)
 
 
@@ -117,12 +118,13 @@ def test_averaged_weights_that_are_not_all_there_are_refused(single_files, tmp_p
 
 
 def test_the_fingerprint_of_a_single_file_is_its_own(single_files, tmp_path):
-    path = altered(single_files["SD 1.5"], tmp_path, lambda found: found | {"betas": torch.zeros(1000)})
+    path = altered(single_files["SD 1.5"], tmp_path,
+                   lambda found: found | {"betas": torch.zeros(1000)})
     assert len(fingerprint(path)) == 64 and fingerprint(path) != fingerprint(single_files["SD 1.5"])
 
 
 def answering(value):
-    """A change of the tensors after which the U-Net gives this value everywhere, whatever it is asked."""
+    """A change of the tensors: the U-Net then gives this value everywhere, whatever it reads."""
     def change(found):
         zero = torch.zeros_like(found[UNET_PREFIX + "out.2.weight"])
         return {**found, UNET_PREFIX + "out.2.weight": zero,
@@ -136,7 +138,8 @@ def test_without_a_yaml_the_output_of_sd_2_decides(single_files, tmp_path, value
     sd = load(altered(single_files["SD 2.1-v"], tmp_path, answering(value)))
     assert sd.schedule.config.v_prediction == v
     assert sd.native_size == (768 if v else 512)
-    assert sd.remarks[-1].startswith(f"prediction type {'v' if v else 'eps'}: no file beside it says so")
+    said = f"prediction type {'v' if v else 'eps'}: no file beside it says so"
+    assert sd.remarks[-1].startswith(said)
 
 
 def test_an_output_that_is_not_finite_decides_nothing(single_files, tmp_path):
@@ -156,9 +159,11 @@ YAML = "model:\n  base_learning_rate: 1.0e-4\n  params:\n{}    linear_start: 0.0
 
 @pytest.mark.parametrize("line, v", [
     ('    parameterization: "v"\n', True), ("    parameterization: v  # 768\n", True),
-    ('    parameterization: "eps"\n', False), ("", False), ('    # parameterization: "v"\n', False)])
+    ('    parameterization: "eps"\n', False), ('    # parameterization: "v"\n', False),
+    ("", False)])
 @pytest.mark.parametrize("suffix", [".yaml", ".yml"])
-def test_the_yaml_beside_a_single_file_wins_over_the_output(single_files, tmp_path, line, v, suffix):
+def test_the_yaml_beside_a_single_file_wins_over_the_output(
+        single_files, tmp_path, line, v, suffix):
     path = altered(single_files["SD 2.1-v"], tmp_path, answering(0.5 if v else -2.0))
     path.with_suffix(suffix).write_text(YAML.format(line))
     sd = load(path)
@@ -168,9 +173,10 @@ def test_the_yaml_beside_a_single_file_wins_over_the_output(single_files, tmp_pa
 
 def test_a_yaml_in_flow_style_is_read_and_a_pointer_refused(single_files, tmp_path):
     path = altered(single_files["SD 2.1-v"], tmp_path, answering(0.5))
-    path.with_suffix(".yaml").write_text('model: {params: {linear_start: 0.1, parameterization: "v"}}\n')
+    yaml = path.with_suffix(".yaml")
+    yaml.write_text('model: {params: {linear_start: 0.1, parameterization: "v"}}\n')
     assert load(path).schedule.config.v_prediction
-    path.with_suffix(".yaml").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    yaml.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
     assert "altered.yaml: is a git-lfs pointer" in refusal(path)
 
 

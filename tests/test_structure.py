@@ -1,25 +1,70 @@
-"""What keeps the project readable: imports point one way, the core is small, departures are listed."""
+"""What keeps every folder readable: imports point one way, sizes have limits, names are unique.
+
+    python -m pytest -s tests/test_structure.py     prints the table of sizes
+"""
 
 import ast
 import subprocess
 import sys
-from pathlib import Path
+import tokenize
+from itertools import chain
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from commands import ROOT
+
 RUN_TIME = {"torch", "safetensors", "numpy", "PIL", "einops", "tokenizers", "tqdm"}
 REFERENCES = {"diffusers", "transformers", "scipy", "sklearn"}    # what the extra `test` installs
-MAY_IMPORT = {      # folder -> the project's own packages it may use
-    "ldm": {"ldm"},
-    "weights": {"weights", "ldm"},
-    "anomaly": {"anomaly", "ldm"},
-    "anomaly/output": {"anomaly", "ldm"},
-    "anomaly/output/synthetic": {"anomaly"},
-    "tools": {"anomaly", "ldm", "weights", "benchmarks", "pretraining"},
-    "tools/pretraining": {"anomaly", "ldm", "pretraining"},
-    "tools/benchmarks": {"anomaly", "ldm", "weights", "benchmarks", "pretraining", *REFERENCES},
+CORE = {f"anomaly.{path.stem}" for path in (ROOT / "anomaly").glob("*.py")} - {"anomaly.__init__"}
+SCORES = CORE | {"anomaly.scores"}
+RUNS = SCORES | {"anomaly.runs"}
+PAIRS = RUNS | {"anomaly.pairs"}
+EVERYTHING = PAIRS | {"anomaly.drawn", "weights", "ldm"}
+LIMITS = {      # folder -> code lines at most, and what of the project its files may import
+    "ldm": (600, {"ldm"}),
+    "weights": (720, {"weights", "ldm"}),
+    "anomaly": (750, CORE | {"ldm"}),
+    "anomaly/scores": (350, SCORES | {"ldm"}),
+    "anomaly/runs": (450, RUNS | {"ldm"}),
+    "anomaly/pairs": (1000, PAIRS | {"ldm", "anomaly.__version__"}),
+    "anomaly/drawn": (430, CORE | {"anomaly.drawn"}),
+    "tools": (700, EVERYTHING | {"cli", "benchmarks", "pretraining", "anomaly.__version__"}),
+    "tools/benchmarks": (600, EVERYTHING | {"benchmarks", "pretraining"} | REFERENCES),
+    "tools/pretraining": (350, EVERYTHING | {"pretraining"}),
+    "docs": (150, EVERYTHING),
 }
+TOOLS = ("train_embed", "sample", "bench", "pretrain_tiny")
+NO_CODE = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT,
+           tokenize.ENCODING, tokenize.ENDMARKER)
+
+
+def files(folder):
+    return sorted((ROOT / folder).glob("*.py"))
+
+
+def every_file():
+    return list(chain.from_iterable(map(files, [*LIMITS, "tests"])))
+
+
+def documented(tree):
+    """Nodes that can have a docstring."""
+    return [node for node in ast.walk(tree)
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))]
+
+
+def code_lines(path):
+    """Lines that are neither blank nor comment nor docstring."""
+    with open(path, "rb") as file:
+        lines = {n for token in tokenize.tokenize(file.readline) if token.type not in NO_CODE
+                 for n in range(token.start[0], token.end[0] + 1)}
+    for node in documented(ast.parse(path.read_text())):
+        if ast.get_docstring(node, clean=False) is not None:
+            lines -= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    return len(lines)
+
+
+def total(folder):
+    return sum(map(code_lines, files(folder)))
 
 
 def imports(path):
@@ -31,44 +76,79 @@ def imports(path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-@pytest.mark.parametrize("folder", MAY_IMPORT)
+def test_every_folder_with_code_has_a_limit():
+    folders = {str(path.parent.relative_to(ROOT)) for path in ROOT.rglob("*.py")
+               if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)}
+    assert folders == {*LIMITS, "tests"}
+
+
+@pytest.mark.parametrize("folder", LIMITS)
 def test_imports_point_one_way_and_need_only_the_run_time_packages(folder):
-    files = sorted((ROOT / folder).glob("*.py"))
-    assert files
-    for path in files:
+    allowed = LIMITS[folder][1] | RUN_TIME | set(sys.stdlib_module_names)
+    for path in files(folder):
         for name in imports(path):
-            top = name.split(".")[0]
-            allowed = MAY_IMPORT[folder] | RUN_TIME | set(sys.stdlib_module_names)
-            assert top in allowed, f"{path}: {name}"
-            if folder == "anomaly":
-                assert not name.startswith("anomaly.output"), f"{path}: the core imports {name}"
+            parents = {".".join(name.split(".")[:n]) for n in range(1, name.count(".") + 2)}
+            assert parents & allowed, f"{path}: {name}"
 
 
-def test_both_rings_stay_within_their_lines():
-    """Lines that are not blank: code, comments, docstrings, tables.
-
-    What makes the embedded checkpoint and what measures are in neither ring: no user's command runs
-    them.
-    """
-    def lines(*patterns):
-        return sum(bool(line.strip()) for pattern in patterns for p in ROOT.glob(pattern)
-                   for line in p.read_text().splitlines())
-    assert lines("ldm/*.py", "weights/*.py", "anomaly/*.py") <= 2500
-    assert lines("anomaly/output/**/*.py", "tools/*.py") <= 2500
+def test_no_file_imports_a_tool():
+    found = {(str(path), name) for path in every_file() for name in imports(path)
+             if name.split(".")[0] in TOOLS}
+    assert found == set()
 
 
-def test_every_file_that_departs_is_in_the_readmes_table():
-    departures = (ROOT / "README.md").read_text().split("## Departures")[1].split("\n## ")[0]
-    files = [p for folder in MAY_IMPORT for p in (ROOT / folder).glob("*.py")
-             if "departs from" in p.read_text()]
-    assert len(files) > 8
-    assert [str(p.relative_to(ROOT)) for p in files if str(p.relative_to(ROOT)) not in departures] == []
+def test_sizes_stay_within_their_limits():
+    sizes = {folder: total(folder) for folder in [*LIMITS, "tests"]}
+    product = sum(sizes[folder] for folder in LIMITS)
+    limits = {**{folder: limit for folder, (limit, _) in LIMITS.items()}, "tests": product}
+    print("\n\ncode lines", *(f"{f:20}{sizes[f]:6} of {limits[f]}" for f in sizes), sep="\n")
+    assert {folder: sizes[folder] for folder in LIMITS if sizes[folder] > LIMITS[folder][0]} == {}
+    assert sizes["tests"] < product
+    long = {path.stem for path in every_file() if len(path.read_text().splitlines()) > 300}
+    assert long <= {"test_half_precision", "test_load_refusals", "test_output"}
+
+
+def test_no_two_files_and_no_two_classes_share_a_name():
+    product = [path for folder in LIMITS for path in files(folder)]
+    names = [path.name for path in product if path.name != "__init__.py"]
+    names += [node.name for path in product for node in ast.walk(ast.parse(path.read_text()))
+              if isinstance(node, ast.ClassDef)]
+    assert {name for name in names if names.count(name) > 1} == set()
+
+
+def test_lines_end_at_column_100():
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+    long = [f"{path}:{n}" for path in every_file() + pages
+            for n, line in enumerate(path.read_text().splitlines(), 1)
+            if len(line) > 100 and not (path.suffix == ".md" and line.startswith("|"))]
+    assert long == []
+
+
+def test_pages_stay_short():
+    most = {"README.md": 170, "CONTRIBUTING.md": 50, "docs/results.md": 150,
+            "weights/tiny/README.md": 50}
+    lines = {name: len((ROOT / name).read_text().splitlines()) for name in most}
+    assert {name: n for name, n in lines.items() if n > most[name]} == {}
+
+
+@pytest.mark.parametrize("from_what, page, section", [
+    ("departs from the paper", "README.md", "## Departures from the paper"),
+    ("departs from the released code", "docs/departures.md", "")])
+def test_every_file_that_departs_is_in_a_table(from_what, page, section):
+    table = (ROOT / page).read_text().split(section or None, 1)[-1].split("\n## ")[0]
+    departing = [path for folder in LIMITS for path in files(folder)
+                 if from_what in path.read_text()]
+    assert len(departing) > 3
+    assert [str(path) for path in departing if f"`{path.relative_to(ROOT)}`" not in table
+            and f"`{path.parent.relative_to(ROOT)}/`" not in table] == []
 
 
 def test_importing_the_packages_has_no_effects(tmp_path):
     """No files, no threads, no output, no seeding."""
     code = ("import torch, threading; torch.manual_seed(1); a = torch.get_rng_state();"
-            "import ldm.model, weights, anomaly.train, anomaly.mask_model, anomaly.pairs.pair_folder;"
+            "import ldm.model, weights, anomaly.runs, anomaly.pairs, anomaly.drawn.demo;"
             "assert torch.equal(a, torch.get_rng_state()) and threading.active_count() == 1")
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "") and not list(tmp_path.iterdir())
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, text=True,
+                          capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert not list(tmp_path.iterdir())

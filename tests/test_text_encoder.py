@@ -10,8 +10,9 @@ from ldm.text_encoder import TextEncoder
 
 ARCHITECTURES = {
     "two layers": {},
-    "three layers, other heads": dict(hidden_size=48, num_hidden_layers=3, num_attention_heads=2,
-                                      intermediate_size=80, vocab_size=100),
+    "three layers, other heads": {
+        "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2,
+        "intermediate_size": 80, "vocab_size": 100},
 }
 
 

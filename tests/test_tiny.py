@@ -1,4 +1,4 @@
-"""The checkpoint that comes with the project: its files, diffusers' reading of it, and the tools without arguments."""
+"""The embedded checkpoint: its files, diffusers' reading of it, and the tools without arguments."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,8 @@ def tiny():
 def test_it_is_small_and_part_of_the_package(tiny):
     paths = [path for path in FOLDER.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in paths) <= 25e6
-    packaged = {path for pattern in ("tiny/*", "tiny/*/*") for path in (ROOT / "weights").glob(pattern)}
+    packaged = {path for pattern in ("tiny/*", "tiny/*/*")
+                for path in (ROOT / "weights").glob(pattern)}
     assert set(paths) <= packaged and "tiny/*, tiny/*/*" in (ROOT / "setup.cfg").read_text()
     assert tiny.native_size == 128 and tiny.text_encoder.config.context_length == 77
 
@@ -46,26 +47,29 @@ def test_its_vocabulary_is_that_of_the_captions(tiny):
     for caption in (picture_set.draw_picture(3, i, 16).caption for i in range(40)):
         ids = tiny.tokenizer([caption])
         assert torch.equal(ids, tokenizer([caption]))
-        assert int((ids != ids[0, -1]).sum()) == len(caption.split()) + 1      # one token a word, and the start
+        assert int((ids != ids[0, -1]).sum()) == 1 + len(caption.split())   # the start, and words
 
 
 def test_diffusers_own_pipeline_paints_the_same_picture(tiny):
     from diffusers import StableDiffusionPipeline
     pipe = StableDiffusionPipeline.from_pretrained(FOLDER, safety_checker=None, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
-    prompt, noise = "a photo of leather with small red stain top left", torch.randn(
-        (1, 4, 32, 32), generator=torch.Generator().manual_seed(4))
-    theirs = pipe(prompt, latents=noise, num_inference_steps=10, guidance_scale=4.0, output_type="pt").images
+    prompt = "a photo of leather with small red stain top left"
+    noise = torch.randn((1, 4, 32, 32), generator=torch.Generator().manual_seed(4))
+    theirs = pipe(prompt, latents=noise, num_inference_steps=10, guidance_scale=4.0,
+                  output_type="pt").images
     with torch.no_grad():
-        ours = tiny.vae.decode(ddim(tiny, noise, tiny.context(prompt), Guidance(4.0, tiny.context("")), 10))
+        guidance = Guidance(4.0, tiny.context(""))
+        ours = tiny.vae.decode(ddim(tiny, noise, tiny.context(prompt), guidance, 10))
     ours = (ours / 2 + 0.5).clamp(0, 1)
     assert float((ours - theirs).abs().max()) < 2e-3 and float(ours.std()) > 0.05
 
 
-@pytest.mark.parametrize("one, other", [("top left", "top right"), ("top left", "bottom left"), ("hole", "glue"),
-                                        ("red stain", "blue stain"), ("stain", "stain center")])
+@pytest.mark.parametrize("one, other", [
+    ("top left", "top right"), ("top left", "bottom left"), ("hole", "glue"),
+    ("red stain", "blue stain"), ("stain", "stain center")])
 def test_no_word_is_lost_in_its_text_encoder(tiny, one, other):
-    """Two of the versions before it gave some of these the same end tokens, and nothing after them can mend that."""
+    """Two versions before it gave some of these the same end tokens, which no later part mends."""
     a, b = (tiny.context(f"a photo of metal with small {words}")[0, 10:] for words in (one, other))
     assert float(((a - b).norm(dim=1) / a.norm(dim=1)).min()) > 0.1
 
@@ -95,21 +99,27 @@ def test_its_vae_reconstructs_pictures_it_has_not_seen(tiny, tmp_path):
 
 @torch.no_grad()
 def rise_of_the_loss(tiny, images, captions, others):
-    """Unmasked loss with the other captions minus that with their own, at the same t and noise: mean, its error."""
+    """Unmasked loss with the other captions minus that with their own: mean, its error.
+
+    t and the noise are the same for both.
+    """
     x_0 = encode_all(tiny.vae, images, "cpu").float()
     eps = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0))
     t = torch.linspace(1, 950, len(x_0)).long()
     t = t[torch.randperm(len(t), generator=torch.Generator().manual_seed(1))]
     x_t, target = tiny.schedule.q_sample(x_0, t, eps), tiny.schedule.target(x_0, t, eps)
-    own, other = (((tiny.unet(x_t, t, torch.cat([tiny.context(c) for c in texts])) - target) ** 2).mean(dim=(1, 2, 3))
-                  for texts in (captions, others))
-    rise = (other - own).double()
+    losses = []
+    for texts in (captions, others):
+        out = tiny.unet(x_t, t, torch.cat([tiny.context(text) for text in texts]))
+        losses.append(((out - target) ** 2).mean(dim=(1, 2, 3)))
+    rise = (losses[1] - losses[0]).double()
     return float(rise.mean()), float(rise.std() / len(rise) ** 0.5)
 
 
 def test_the_words_reach_the_picture(tiny, tmp_path):
     unseen = picture_set.picture_set(tmp_path, 1 << 30, 32, 128)
-    worse, error = rise_of_the_loss(tiny, unseen.images, unseen.captions, unseen.captions[1:] + unseen.captions[:1])
+    others = unseen.captions[1:] + unseen.captions[:1]
+    worse, error = rise_of_the_loss(tiny, unseen.images, unseen.captions, others)
     assert worse > 2 * error
 
 
@@ -118,7 +128,8 @@ def test_the_opposite_corners_word_is_wrong(tiny, tmp_path):
     images, _, captions = photographs_only(picture_set.picture_set(tmp_path, 1 << 30, 300, 128))
     some = [i for i, caption in enumerate(captions) if caption.split()[-1] in ("left", "right")]
     captions = [captions[i] for i in some]
-    others = [" ".join(opposite.get(word, word) for word in caption.split()) for caption in captions]
+    others = [" ".join(opposite.get(word, word) for word in caption.split())
+              for caption in captions]
     worse, error = rise_of_the_loss(tiny, images[some], captions, others)
     assert worse > 2 * error
 
@@ -129,7 +140,8 @@ def test_the_tools_run_without_arguments_but_for_the_time(tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     assert call("train_embed", "--steps", 2, "--batch-size", 2) == 0
     config = json.loads((tmp_path / "runs/demo/config.json").read_text())
-    assert (config["options"]["weights"], config["options"]["data"], config["size"]) == ("tiny", "demo", 128)
+    options = config["options"]
+    assert (options["weights"], options["data"], config["size"]) == ("tiny", "demo", 128)
     assert [(d["object"], d["defect"], len(d["train"])) for d in config["defects"]] == [
         (*pair, 2) for pair in sorted(demo.DEMO)]
     assert "tiny: " in capsys.readouterr().err

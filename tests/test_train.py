@@ -1,4 +1,4 @@
-"""Masked textual inversion, line by line: the loss, what moves, what stays, that it learns, that it resumes."""
+"""Masked textual inversion: the loss, what moves, what stays, that it learns, that it resumes."""
 
 import hashlib
 
@@ -88,7 +88,8 @@ def test_only_the_embeddings_and_the_encoder_move_and_all_of_them_do(sd):
             assert ((parameter - before[name]).abs().sum(dim=1) > 0).all(), name
         else:
             assert not torch.equal(parameter, before[name]), name
-    assert not torch.equal(learner.spatial_encoder.stem[0].weight, before["spatial_encoder.stem.0.weight"])
+    first_weight = learner.spatial_encoder.stem[0].weight
+    assert not torch.equal(first_weight, before["spatial_encoder.stem.0.weight"])
     assert checksum(sd.unet, sd.vae, sd.text_encoder) == frozen
     assert all(p.grad is None and not p.requires_grad
                for part in (sd.unet, sd.vae, sd.text_encoder) for p in part.parameters())
@@ -111,7 +112,8 @@ def held_out_loss(sd, learner, vectors_of, data):
     with torch.no_grad():
         for step in range(6):
             z_0, cells, masks, t, eps = draw(data, 8, 1000, 99, step)
-            losses.append(masked_loss(predict(sd, learner(vectors_of, masks), z_0, t, eps), eps, cells))
+            out = predict(sd, learner(vectors_of, masks), z_0, t, eps)
+            losses.append(masked_loss(out, eps, cells))
     return float(torch.stack(losses).mean())
 
 
@@ -132,7 +134,8 @@ def test_it_learns_and_each_defect_learns_its_own(sd):
 
 def test_the_released_rate_throws_the_vectors_out_of_the_words_scale(sd):
     learner = AnomalyEmbedding(sd, [A], 0)
-    groups = [{**group, "lr": 0.02} for group in learner.rates(sd)[:1]]     # the words' rms is 0.02, as CLIP's
+    # The words' rms is 0.02, as CLIP's.
+    groups = [{**group, "lr": 0.02} for group in learner.rates(sd)[:1]]
     records = train(sd, {A.stem: views(1)}, learner, 0, 40, optimizer=torch.optim.Adam(groups))
     assert max(r.norms["e_a"] for r in records) > 4
 
@@ -159,7 +162,7 @@ def test_a_resumed_loop_ends_where_an_unbroken_one_does(sd):
 
 def test_draws_depend_on_seed_and_step_alone(sd):
     data = views(1)
-    first, again, other = draw(data, 4, 1000, 0, 5), draw(data, 4, 1000, 0, 5), draw(data, 4, 1000, 0, 6)
+    first, again, other = (draw(data, 4, 1000, 0, step) for step in (5, 5, 6))
     assert all(torch.equal(a, b) for a, b in zip(first, again))
     assert not torch.equal(first[4], other[4])
 

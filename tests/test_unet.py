@@ -20,12 +20,13 @@ def levels(*down):
 
 ARCHITECTURES = {
     "three levels, the last without attention": {},
-    "four levels of two layers, as SD": dict(
-        block_out_channels=(32, 64, 96, 96), layers_per_block=2, norm_num_groups=32,
-        **levels(ATTENTION, ATTENTION, ATTENTION, PLAIN)),
-    "other heads on every level": dict(attention_head_dim=[2, 8, 16], cross_attention_dim=24),
-    "the first level without attention": dict(
-        block_out_channels=(16, 32, 64), norm_num_groups=16, **levels(PLAIN, ATTENTION, ATTENTION)),
+    "four levels of two layers, as SD": {
+        "block_out_channels": (32, 64, 96, 96), "layers_per_block": 2, "norm_num_groups": 32,
+        **levels(ATTENTION, ATTENTION, ATTENTION, PLAIN)},
+    "other heads on every level": {"attention_head_dim": [2, 8, 16], "cross_attention_dim": 24},
+    "the first level without attention": {
+        "block_out_channels": (16, 32, 64), "norm_num_groups": 16,
+        **levels(PLAIN, ATTENTION, ATTENTION)},
 }
 # Layers whose output a norm reads. Scaled down, variances are as small as eps, which then shows.
 WRITERS = ("conv_in", "conv1", "conv2", "time_emb_proj", "proj_in", "proj_out", "to_out.0",

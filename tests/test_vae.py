@@ -12,9 +12,10 @@ from ldm.vae import VAE
 
 ARCHITECTURES = {
     "f=4": {},
-    "f=8, as SD": dict(block_out_channels=(16, 32, 32, 32), layers_per_block=2, norm_num_groups=16),
-    "f=8, one layer, other scale": dict(
-        block_out_channels=(8, 16, 24, 24), norm_num_groups=4, scaling_factor=0.5),
+    "f=8, as SD": {
+        "block_out_channels": (16, 32, 32, 32), "layers_per_block": 2, "norm_num_groups": 16},
+    "f=8, one layer, other scale": {
+        "block_out_channels": (8, 16, 24, 24), "norm_num_groups": 4, "scaling_factor": 0.5},
 }
 # Layers whose output a norm reads. Scaled down, variances are as small as eps, which then shows.
 WRITERS = ("conv_in", "conv1", "conv2", "to_out.0")

@@ -16,15 +16,18 @@ examples:
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Which benchmark."""
     parser = Parser("bench.py", "Measure, and print the tables of docs/results.md.", EXAMPLES)
-    parser.add_argument("benchmark", choices=["parity"], help="parity: every part of Stable Diffusion against diffusers "
-                        "and transformers at full size, and loading; 16 GiB of memory, 20 GB of disk, 34 minutes")
+    parser.add_argument(
+        "benchmark", choices=["parity"],
+        help="parity: every part of Stable Diffusion against diffusers and transformers at full "
+             "size, and loading; 16 GiB of memory, 20 GB of disk, 34 minutes")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the benchmark; its tables go to stdout."""
     args = parse_args(argv)
-    import_module(f"benchmarks.{args.benchmark}").main()    # not above: its packages are needed by no other tool
+    # Imported here because no other tool needs its packages.
+    import_module(f"benchmarks.{args.benchmark}").main()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What every tool says and reads: options with one-line errors, exit codes, the device, progress."""
+"""What every tool says and reads: options, one-line errors, exit codes, the device, progress."""
 
 import argparse
 import logging
@@ -16,7 +16,10 @@ from anomaly import __version__
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but a mistake is one line on stderr and exit 2, not the whole usage. examples end the help."""
+    """argparse, but a mistake is one line on stderr, without the usage, and exit 2.
+
+    examples end the help.
+    """
 
     def __init__(self, prog: str, description: str, examples: str):
         super().__init__(prog=prog, description=description, epilog=examples, allow_abbrev=False,
@@ -86,7 +89,9 @@ def choose_device(name: str) -> str:
     """auto, cpu or cuda -> the device; ValueError if cuda is asked for and there is none."""
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: no CUDA device was found; use --device cpu or auto")
-    return "cuda" if name == "auto" and torch.cuda.is_available() else "cpu" if name == "auto" else name
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return name
 
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -95,8 +100,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def choose_dtype(name: str, device: str) -> str:
     """auto, fp32, bf16 or fp16 -> that of the frozen weights; auto is fp16 on CUDA, else fp32.
 
-    Raises ValueError for fp16 on a CPU, where it is slower than float32 and some kernels are
-    missing.
+    Raises ValueError for fp16 on a CPU: it is slower than float32 there and lacks some kernels.
     """
     if name == "fp16" and device == "cpu":
         raise ValueError("--dtype fp16: found a CPU, expected CUDA; use --dtype fp32 or bf16")
@@ -113,13 +117,13 @@ class Remarks(logging.Handler):
 
 
 def run_tool(name: str, main: Callable[[], None]) -> int:
-    """Exit code of a tool: 0, 2 if the input is at fault, 130 if interrupted, 1 for anything else."""
+    """Exit code of a tool: 0, 2 if the input is at fault, 130 if interrupted, 1 for the rest."""
     for package in map(logging.getLogger, ("ldm", "weights", "anomaly")):
         package.handlers, package.level, package.propagate = [Remarks()], logging.INFO, False
     try:
         main()
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError, PermissionError,
-            ValueError) as err:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError,
+            PermissionError, ValueError) as err:
         print(f"{name}: {err}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -133,8 +137,7 @@ def run_tool(name: str, main: Callable[[], None]) -> int:
 
 
 class Display:
-    """A report for anomaly's stories, on stderr: a bar on a terminal, else a line every few
-    seconds.
+    """An anomaly.progress.Report on stderr: a bar on a terminal, else a line every few seconds.
 
     A thread keeps it alive in long steps. What failed at once shows nothing but its own line.
     """

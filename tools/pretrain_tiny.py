@@ -1,5 +1,4 @@
-"""Make the embedded checkpoint from nothing: draw pictures, train a VAE, train a U-Net on its
-latents.
+"""Make the embedded checkpoint from nothing: pictures, a VAE, and a U-Net on the VAE's latents.
 
 What the pieces of a run hand on lies in --state; loss.csv there has the losses, preview.jpg what
 the model draws, and unfinished/ the checkpoint of a run that is not at its end.
@@ -31,31 +30,38 @@ from pretraining.state import Stage, pieces
 from pretraining.tiny_files import caption_merges, caption_tokenizer, write_checkpoint
 from weights import fingerprint, load
 
-PIXELS, STANDARDISED = 128, 2000    # side of the pictures; how many of them the latents' mean and std come from
+PIXELS = 128            # side of the pictures
+STANDARDISED = 2000     # how many of them the latents' mean and std come from
 EXAMPLES = """\
 examples:
   python tools/pretrain_tiny.py --minutes 60          a piece of it; the same line goes on
   python tools/pretrain_tiny.py --from weights/tiny   go on from a finished one
 """
-PREVIEW = ["", "with small red stain top left", "with large blue stain center", "with large hole bottom right",
-           "with large crack", "with large scratch", "with large glue center", "with large dent center"]
+PREVIEW = ["", "with small red stain top left", "with large blue stain center",
+           "with large hole bottom right", "with large crack", "with large scratch",
+           "with large glue center", "with large dent center"]
 
 
 def options(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = Parser("pretrain_tiny.py", "Make the embedded checkpoint from nothing: pictures, VAE, U-Net.", EXAMPLES)
+    parser = Parser("pretrain_tiny.py",
+                    "Make the embedded checkpoint from nothing: pictures, VAE, U-Net.", EXAMPLES)
     what = parser.add_argument_group("what to train").add_argument
     what("--pictures", type=at_least(1), default=32_000, metavar="N",
          help="pictures to draw and learn from (default: 32000)")
-    what("--vae-steps", type=at_least(1), default=6000, metavar="N", help="training steps of the VAE (default: 6000)")
+    what("--vae-steps", type=at_least(1), default=6000, metavar="N",
+         help="training steps of the VAE (default: 6000)")
     what("--unet-steps", type=at_least(1), default=60_000, metavar="N",
          help="training steps of the U-Net (default: 60000)")
     what("--from", dest="start", type=Path, metavar="DIR",
          help="train the U-Net of this checkpoint on, with a fresh optimizer, and keep its VAE")
     how = parser.add_argument_group("how").add_argument
-    how("--minutes", type=at_least(1), metavar="MIN", help="stop after so long; the same command goes on")
-    how("--seed", type=at_least(0), default=0, metavar="N", help="of the pictures and of everything random (default: 0)")
-    how("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto (default): cuda if there is one, else cpu")
+    how("--minutes", type=at_least(1), metavar="MIN",
+        help="stop after so long; the same command goes on")
+    how("--seed", type=at_least(0), default=0, metavar="N",
+        help="of the pictures and of everything random (default: 0)")
+    how("--device", choices=("auto", "cpu", "cuda"), default="auto",
+        help="auto (default): cuda if there is one, else cpu")
     where = parser.add_argument_group("where to write").add_argument
     where("--state", type=Path, default=Path("runs/tiny"), metavar="DIR",
           help="what the pieces hand on (default: runs/tiny)")
@@ -64,7 +70,8 @@ def options(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def train_vae(args: argparse.Namespace, pictures: PictureSet, until: float, device: str) -> VAE | None:
+def train_vae(args: argparse.Namespace, pictures: PictureSet, until: float,
+              device: str) -> VAE | None:
     """The VAE with its latents made standard; None if the time ran out before its last step."""
     torch.manual_seed(args.seed)
     vae = VAE(autoencoder.CONFIG).to(device)
@@ -74,7 +81,8 @@ def train_vae(args: argparse.Namespace, pictures: PictureSet, until: float, devi
         return vae
     stage = Stage(args.state / "vae.pt", {"vae": vae}, autoencoder.RATE, autoencoder.AVERAGE)
     for losses in pieces(stage, args.vae_steps, until, args.state / "loss.csv", "vae"):
-        losses.append(autoencoder.train_step(vae, stage, pictures, args.seed, args.vae_steps, device))
+        losses.append(
+            autoencoder.train_step(vae, stage, pictures, args.seed, args.vae_steps, device))
     if stage.step < args.vae_steps:
         return None
     stage.use_averages()
@@ -84,7 +92,8 @@ def train_vae(args: argparse.Namespace, pictures: PictureSet, until: float, devi
     return vae
 
 
-def encode(args: argparse.Namespace, pictures: PictureSet, vae: VAE, device: str) -> diffusion.Encoded:
+def encode(args: argparse.Namespace, pictures: PictureSet, vae: VAE,
+           device: str) -> diffusion.Encoded:
     """The pictures as the U-Net sees them; encoded once."""
     made_by = crc32(vae.quant_conv.weight.detach().cpu().numpy().tobytes())
     path = args.state / f"latents-{args.seed}-{args.pictures}-{made_by:08x}.pt"
@@ -93,20 +102,23 @@ def encode(args: argparse.Namespace, pictures: PictureSet, vae: VAE, device: str
             torch.save(autoencoder.encode_all(vae, pictures.images, device), temporary)
     latents = torch.load(path, weights_only=True)
     return diffusion.Encoded(latents, diffusion.shares(pictures.masks, latents.shape[-1]),
-                             caption_tokenizer()(pictures.captions), diffusion.turns(pictures.captions))
+                             caption_tokenizer()(pictures.captions),
+                             diffusion.turns(pictures.captions))
 
 
 def preview(sd: StableDiffusion) -> list[tuple[str, list[np.ndarray]]]:
     """Text to image: a row a product, a column a defect."""
-    uncond, rows = sd.context(""), []
+    guidance, rows = Guidance(diffusion.TEXT_GUIDANCE, sd.context("")), []
     for number, product in enumerate([*PRODUCTS, "mask"]):
         prompts = [f"a photo of {product} {words}".strip() for words in PREVIEW]
         context = torch.cat([sd.context(prompt) for prompt in prompts])
         cells = sd.unet.config.sample_size
-        noise = torch.randn((len(prompts), 4, cells, cells), generator=torch.Generator().manual_seed(number))
-        latents = ddim(sd, noise.to(sd.device), context, Guidance(diffusion.TEXT_GUIDANCE, uncond), STEPS)
+        rng = torch.Generator().manual_seed(number)
+        noise = torch.randn((len(prompts), 4, cells, cells), generator=rng)
+        latents = ddim(sd, noise.to(sd.device), context, guidance, STEPS)
         with torch.no_grad():
-            rows.append((f"a photo of {product} ...", [to_pixels(p) for p in sd.vae.decode(latents)]))
+            pictures = [to_pixels(picture) for picture in sd.vae.decode(latents)]
+        rows.append((f"a photo of {product} ...", pictures))
     return rows
 
 
@@ -135,12 +147,14 @@ def main(argv: list[str] | None = None) -> None:
     name = "unet" if args.start is None else f"unet-{fingerprint(args.start)[:8]}"
     stage = Stage(args.state / f"{name}.pt", {"unet": unet}, diffusion.RATE, diffusion.AVERAGE)
     for losses in pieces(stage, args.unet_steps, until, args.state / "loss.csv", "unet"):
-        losses.append(diffusion.train_step(unet, text_encoder, stage, data, args.seed, args.unet_steps, device))
+        losses.append(diffusion.train_step(
+            unet, text_encoder, stage, data, args.seed, args.unet_steps, device))
     stage.use_averages()
-    sd = StableDiffusion(caption_tokenizer(), text_encoder, unet, vae, Schedule(diffusion.SCHEDULE))
+    sd = StableDiffusion(
+        caption_tokenizer(), text_encoder, unet, vae, Schedule(diffusion.SCHEDULE))
     write_image(args.state / "preview.jpg", sheet(preview(sd)))
     out = args.out if stage.step >= args.unet_steps else args.state / "unfinished"
-    write_checkpoint(out, unet, vae, text_encoder, text, diffusion.SCHEDULE)
+    write_checkpoint(out, unet, vae, text_encoder, diffusion.SCHEDULE)
     print(args.state / "preview.jpg", out, sep="\n")
 
 

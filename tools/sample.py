@@ -1,4 +1,7 @@
-"""Paint learned defects into defect-free photographs: image-mask pairs in MVTec AD layout. The story is pairs.paint."""
+"""Paint learned defects into defect-free photographs: image-mask pairs in MVTec AD layout.
+
+The story is pairs.paint.
+"""
 
 import argparse
 import hashlib
@@ -42,8 +45,8 @@ examples:
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The options, in groups: what to paint, how, and where."""
-    parser = Parser("sample.py", "Paint learned defects into defect-free photographs. Without options: the demo.",
-                    EXAMPLES)
+    parser = Parser("sample.py", "Paint learned defects into defect-free photographs. "
+                    "Without options: the demo.", EXAMPLES)
     what = parser.add_argument_group("what to paint").add_argument
     what("--run", type=Path, default=Path("runs/demo"), metavar="DIR",
          help="the folder that train_embed.py wrote (default: runs/demo)")
@@ -52,29 +55,37 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
          help=f"pairs a defect (default: {PAIRS}, or 1 for one photograph and one mask)")
     what("--normals", type=Path, metavar="PATH",
          help="a defect-free photograph or a folder of them (default: train/good of the data)")
-    what("--masks", type=path_or(*MASKS), default="learned", metavar="KIND", help="learned (default): drawn by the mask "
-         "model; train: the training masks, moved; or the path of a mask file or folder, used as it lies")
+    what("--masks", type=path_or(*MASKS), default="learned", metavar="KIND",
+         help="learned (default): drawn by the mask model; train: the training masks, moved; "
+              "or the path of a mask file or folder, used as it lies")
     how = parser.add_argument_group("how").add_argument
-    how("--steps", type=at_least(1, 500), default=STEPS, metavar="N", help=f"DDIM steps (default: {STEPS})")
-    how("--guidance", type=auto_or(positive), metavar="G", help="classifier-free guidance scale, 1 is none; auto "
-        "(default): each defect as strong as in its photographs, found in training; 1 with --reweight")
+    how("--steps", type=at_least(1, 500), default=STEPS, metavar="N",
+        help=f"DDIM steps (default: {STEPS})")
+    how("--guidance", type=auto_or(positive), metavar="G",
+        help="classifier-free guidance scale, 1 is none; auto (default): each defect as strong "
+             "as in its photographs, found in training; 1 with --reweight")
     how("--negative", choices=["empty", "object"], default="empty",
-        help="prompt to guide away from: empty (default), or the object's words; a scale of 1 uses none")
-    how("--reweight", choices=list(WEIGH), default="off", help="attention re-weighting: adaptive: the paper's idea with "
-        "gain, contrast and bound; paper: its formula as printed; released: its code's weights; constant: the gain "
-        "alone; off (default)")
+        help="prompt to guide away from: empty (default), or the object's words; "
+             "a scale of 1 uses none")
+    how("--reweight", choices=list(WEIGH), default="off",
+        help="attention re-weighting: adaptive: the paper's idea with gain, contrast and bound; "
+             "paper: its formula as printed; released: its code's weights; "
+             "constant: the gain alone; off (default)")
     how("--reweight-gain", type=positive, metavar="G",
         help=f"mean weight of --reweight adaptive or constant (default: {reweight.GAIN})")
     how("--batch-size", type=at_least(1), default=BATCH_SIZE, metavar="N",
         help=f"pairs painted together (default: {BATCH_SIZE})")
-    how("--seed", type=at_least(0), default=0, metavar="N", help="of everything random (default: 0)")
+    how("--seed", type=at_least(0), default=0, metavar="N",
+        help="of everything random (default: 0)")
     where = parser.add_argument_group("where to write").add_argument
     where("--out", type=Path, default=Path("generated"), metavar="DIR",
-          help="the folder of pairs; the same command goes on where it stopped (default: generated)")
+          help="the folder of pairs; the same command goes on where it stopped "
+               "(default: generated)")
     add_machine_options(parser)
     args = parser.parse_args(argv)
     if args.reweight_gain is not None and args.reweight not in WITH_GAIN:
-        parser.error(f"--reweight-gain belongs to --reweight {' and '.join(WITH_GAIN)}, not {args.reweight}")
+        parser.error(f"--reweight-gain belongs to --reweight {' and '.join(WITH_GAIN)}, "
+                     f"not {args.reweight}")
     if args.reweight_gain is None and args.reweight in WITH_GAIN:
         args.reweight_gain = reweight.GAIN
     return args
@@ -94,7 +105,8 @@ def pair_options(args: argparse.Namespace, run: Run) -> dict[str, object]:
             "masks": str(args.masks.resolve()) if isinstance(args.masks, Path) else args.masks,
             "normals": None if args.normals is None else str(args.normals.resolve()),
             "steps": args.steps, "guidance": own_scale if args.guidance is None else args.guidance,
-            "negative": args.negative, "reweight": args.reweight, "reweight_gain": args.reweight_gain,
+            "negative": args.negative,
+            "reweight": args.reweight, "reweight_gain": args.reweight_gain,
             "dtype": args.dtype, "seed": args.seed}
 
 
@@ -102,7 +114,7 @@ def main(argv: list[str] | None = None) -> None:
     """Parse, load, paint, say where each pair is, and the contact sheet."""
     args = parse_args(argv)
     device = choose_device(args.device)
-    args.dtype = choose_dtype(args.dtype, device)       # recorded as what it is: auto depends on the machine
+    args.dtype = choose_dtype(args.dtype, device)   # what is recorded: auto varies by machine
     run = read_run(args.run)
     defects = select(run.defects, args.only)
     folder = PairFolder(args.out, pair_options(args, run))
@@ -112,10 +124,12 @@ def main(argv: list[str] | None = None) -> None:
         sd = load(weights, device, DTYPES[args.dtype], run.config["prediction_type"])
         report(f"loading {weights}", 1, 1)
         print(*sd.remarks, sep="\n", file=sys.stderr)
-        for pair in paint(sd, run, folder, defects=defects, n=args.n, normals=args.normals,
-                          masks=MASKS.get(args.masks) or mask_files(args.masks.resolve()), steps=args.steps,
-                          guidance=args.guidance, against_object=args.negative == "object",
-                          weigh=weigh_function(args), batch_size=args.batch_size, seed=args.seed, report=report):
+        for pair in paint(
+                sd, run, folder, defects=defects, n=args.n, normals=args.normals,
+                masks=MASKS.get(args.masks) or mask_files(args.masks.resolve()), steps=args.steps,
+                guidance=args.guidance, against_object=args.negative == "object",
+                weigh=weigh_function(args), batch_size=args.batch_size, seed=args.seed,
+                report=report):
             print(pair.image, flush=True)
     print(folder.sheet)
 

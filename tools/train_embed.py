@@ -1,4 +1,7 @@
-"""Learn defects from photographs with masks: writes a run folder for sample.py. The story is runs.learn."""
+"""Learn defects from photographs with masks: writes a run folder for sample.py.
+
+The story is runs.learn.
+"""
 
 import argparse
 import sys
@@ -35,34 +38,45 @@ examples:
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The options, in groups: what to learn, how, and where."""
-    parser = Parser("train_embed.py", "Learn defects from photographs with masks. Without options: the demo.",
-                    EXAMPLES)
+    parser = Parser("train_embed.py", "Learn defects from photographs with masks. "
+                    "Without options: the demo.", EXAMPLES)
     what = parser.add_argument_group("what to learn").add_argument
-    what("--data", type=path_or(DEMO), metavar="DIR", help="data set in MVTec AD layout: one category, or a folder "
-         f"of them; {DEMO} (default): drawn photographs")
-    what("--images", type=Path, metavar="DIR", help="folder of defect photographs, instead of --data")
+    what("--data", type=path_or(DEMO), metavar="DIR",
+         help="data set in MVTec AD layout: one category, or a folder of them; "
+              f"{DEMO} (default): drawn photographs")
+    what("--images", type=Path, metavar="DIR",
+         help="folder of defect photographs, instead of --data")
     what("--masks", type=Path, metavar="DIR", help="folder of their masks, of the same names")
     what("--name", metavar="OBJ/DEFECT", help="what --images shows, such as screw/scratch")
-    what("--split", choices=["third", "all"], help="third: learn from the first third of each defect by name "
-         "(default with --data); all: from every photograph (default with --images)")
+    what("--split", choices=["third", "all"],
+         help="third: learn from the first third of each defect by name (default with --data); "
+              "all: from every photograph (default with --images)")
     what("--only", metavar="O/D,...", help="learn these defects only (default: all of the data)")
-    what("--no-masks", action="store_true", help="learn no masks: sample.py then needs --masks train or a path")
+    what("--no-masks", action="store_true",
+         help="learn no masks: sample.py then needs --masks train or a path")
     how = parser.add_argument_group("how").add_argument
-    how("--weights", type=path_or(TINY), default=TINY, metavar="PATH", help="Stable Diffusion 1.x or 2.x: a diffusers "
-        f"folder or the original .safetensors file; {TINY} (default): the embedded checkpoint")
+    how("--weights", type=path_or(TINY), default=TINY, metavar="PATH",
+        help="Stable Diffusion 1.x or 2.x: a diffusers folder or the original .safetensors file; "
+             f"{TINY} (default): the embedded checkpoint")
     how("--prediction-type", choices=["auto", "eps", "v"], default="auto",
         help="what the model predicts; auto (default): as its files say")
-    how("--steps", type=auto_or(at_least(1)), metavar="N", help=f"training steps a defect; auto (default): {SD_STEPS} "
-        f"for Stable Diffusion, {SMALL_STEPS} for smaller models, with --resume the run's own")
+    how("--steps", type=auto_or(at_least(1)), metavar="N",
+        help=f"training steps a defect; auto (default): {SD_STEPS} for Stable Diffusion, "
+             f"{SMALL_STEPS} for smaller models, with --resume the run's own")
     how("--batch-size", type=at_least(1), default=BATCH_SIZE, metavar="N",
         help=f"views of the photographs a step (default: {BATCH_SIZE})")
-    how("--size", type=at_least(1), metavar="PX", help="side of the square crop that the model sees, in pixels "
-        "(default: the side the model was trained on)")
-    how("--no-flip", action="store_true", help="never mirror: for parts whose orientation matters")
-    how("--seed", type=at_least(0), default=0, metavar="N", help="of everything random (default: 0)")
+    how("--size", type=at_least(1), metavar="PX",
+        help="side of the square crop that the model sees, in pixels "
+             "(default: the side the model was trained on)")
+    how("--no-flip", action="store_true",
+        help="never mirror: for parts whose orientation matters")
+    how("--seed", type=at_least(0), default=0, metavar="N",
+        help="of everything random (default: 0)")
     where = parser.add_argument_group("where to write").add_argument
-    where("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="the run's folder (default: runs/demo)")
-    where("--resume", action="store_true", help="go on with the run in --out; a larger --steps extends it")
+    where("--out", type=Path, default=Path("runs/demo"), metavar="DIR",
+          help="the run's folder (default: runs/demo)")
+    where("--resume", action="store_true",
+          help="go on with the run in --out; a larger --steps extends it")
     add_machine_options(parser)
     args = parser.parse_args(argv)
     if args.data is not None and args.images is not None:
@@ -79,30 +93,35 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def select_defects(args: argparse.Namespace, report: Report) -> list[Defect]:
     """The defects to learn, with the photographs to learn them from."""
     if args.data is not None:
-        defects = find_defects(demo_data(args.out / DEMO, report) if args.data == DEMO else args.data)
+        data = demo_data(args.out / DEMO, report) if args.data == DEMO else args.data
+        defects = find_defects(data)
     else:
         names = args.name.split("/")
         if len(names) != 2 or not all(names):
-            raise ValueError(f"--name: found {args.name!r}, expected OBJECT/DEFECT, such as screw/scratch")
+            raise ValueError(f"--name: found {args.name!r}, "
+                             f"expected OBJECT/DEFECT, such as screw/scratch")
         defects = [Defect(*names, pair_folders(args.images, args.masks))]
         check_names(defects)
     defects = select(defects, args.only)
     split = args.split or ("third" if args.data is not None else "all")
-    return [replace(d, examples=first_third(d)[0]) for d in defects] if split == "third" else defects
+    if split == "all":
+        return defects
+    return [replace(defect, examples=first_third(defect)[0]) for defect in defects]
 
 
 def record(args: argparse.Namespace) -> dict[str, object]:
     """The options that a run remembers beside those of learn, paths whole."""
     names = ("prediction_type", "data", "images", "masks", "name", "split", "only", "dtype")
     options = {name: getattr(args, name) for name in names}
-    return {name: str(value.resolve()) if isinstance(value, Path) else value for name, value in options.items()}
+    return {name: str(value.resolve()) if isinstance(value, Path) else value
+            for name, value in options.items()}
 
 
 def main(argv: list[str] | None = None) -> None:
     """Parse, load, learn, say where the preview is."""
     args = parse_args(argv)
     device = choose_device(args.device)
-    args.dtype = choose_dtype(args.dtype, device)       # recorded as what it is: auto depends on the machine
+    args.dtype = choose_dtype(args.dtype, device)   # what is recorded: auto varies by machine
     check_out(args.out, args.resume)
     with Display() as report:
         defects = select_defects(args, report)
@@ -110,9 +129,10 @@ def main(argv: list[str] | None = None) -> None:
         sd = load(args.weights, device, DTYPES[args.dtype], args.prediction_type)
         report(f"loading {args.weights}", 1, 1)
         print(*sd.remarks, sep="\n", file=sys.stderr)
-        run = learn(sd, defects, args.out, steps=args.steps, batch_size=args.batch_size, size=args.size,
-                    flip=not args.no_flip, mask_model=not args.no_masks, seed=args.seed, resume=args.resume,
-                    options=record(args), report=report)
+        run = learn(sd, defects, args.out,
+                    steps=args.steps, batch_size=args.batch_size, size=args.size,
+                    flip=not args.no_flip, mask_model=not args.no_masks, seed=args.seed,
+                    resume=args.resume, options=record(args), report=report)
     print(run.preview)
 
 

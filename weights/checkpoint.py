@@ -1,11 +1,10 @@
 """What lies on the disk, before any weight is read: sizes, tokenizer, and which tensor goes where.
 
-    FOLDER/unet/{config.json, diffusion_pytorch_model.safetensors}      vae/ the same
-    FOLDER/text_encoder/{config.json, model.safetensors}                scheduler/scheduler_config.json
-    FOLDER/tokenizer/{vocab.json, merges.txt}  or  tokenizer.json       (the second since transformers 5)
+    FOLDER/unet/{config.json, diffusion_pytorch_model.safetensors}  vae/ the same
+    FOLDER/text_encoder/{config.json, model.safetensors}            scheduler/scheduler_config.json
+    FOLDER/tokenizer/{vocab.json, merges.txt}  or  tokenizer.json (the second since transformers 5)
 
-or the original single file, all three parts in one, whose sizes are the published ones of its
-family.
+or the original single file: all three parts in one, with the published sizes of its family.
 """
 
 import re
@@ -14,21 +13,15 @@ from pathlib import Path
 
 from ldm.config import SD2_TEXT, SD2_UNET, ScheduleConfig, TextConfig, UNetConfig, VAEConfig
 from ldm.tokenizer import Tokenizer
-from weights import layouts
-from weights.configs import (
-    check_in_channels,
-    read_json,
-    schedule_config,
-    text_config,
-    unet_config,
-    vae_config,
-)
+from weights import configs, layouts
 from weights.files import PICKLES, open_weights, pickle_refusal, refuse_foreign, refuse_pointer
 from weights.layouts import Slot
 from weights.tokenizers import folder_tokenizer, published_tokenizer
 
-PARTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
-EXPECTED = "expected a Stable Diffusion 1.x or 2.x folder in diffusers layout, or the original single file"
+PARTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model",
+         "text_encoder": "model"}
+EXPECTED = ("expected a Stable Diffusion 1.x or 2.x folder in diffusers layout, "
+            "or the original single file")
 # Width of the text encoder -> sizes of the family, for the single file, which states none. The last
 # number: side of the latents of a v model; those of SD 2.x were trained at 768 px.
 FAMILIES = {768: (UNetConfig(), VAEConfig(), TextConfig(), 64),
@@ -60,19 +53,19 @@ class Checkpoint:
     remarks: list[str]
 
 
-def _no_weights(folder: Path, part: str) -> FileNotFoundError:
-    """The error for a part without a .safetensors file: what lies there instead."""
-    expected = f"{folder / part / PARTS[part]}.safetensors"
+def _no_weights(folder: Path, part: str) -> str:
+    """What to say of a part without a .safetensors file: what lies there instead."""
+    expected = folder / part / f"{PARTS[part]}.safetensors"
     found = sorted((folder / part).iterdir()) if (folder / part).is_dir() else []
     pickles = [path for path in found if path.suffix in PICKLES]
     if pickles:
         half = ".fp16" if ".fp16." in pickles[0].name else ""
-        return FileNotFoundError(pickle_refusal(pickles[0], folder / part / f"{PARTS[part]}{half}.safetensors"))
+        return pickle_refusal(pickles[0], expected.with_suffix(f"{half}.safetensors"))
     if any(".safetensors.index." in path.name for path in found):
-        return FileNotFoundError(f"{expected}: not found, the weights are in shards; save the model again with "
-                                 f"diffusers' save_pretrained(..., max_shard_size='20GB')")
+        return (f"{expected}: not found, the weights are in shards; save the model again with "
+                f"diffusers' save_pretrained(..., max_shard_size='20GB')")
     names = ", ".join(path.name for path in found[:4]) or "nothing"
-    return FileNotFoundError(f"{expected}: not found, only {names}; {EXPECTED}")
+    return f"{expected}: not found, only {names}; {EXPECTED}"
 
 
 def weight_file(folder: Path, part: str) -> Path:
@@ -81,35 +74,37 @@ def weight_file(folder: Path, part: str) -> Path:
         path = folder / part / (PARTS[part] + suffix)
         if path.is_file():
             return path
-    raise _no_weights(folder, part)
+    raise FileNotFoundError(_no_weights(folder, part))
 
 
 def check_folder(folder: Path) -> None:
     """Say what a folder is that is not a model's, and what a model is that is not text-to-image."""
     if (folder / "model_index.json").is_file():
-        name = read_json(folder / "model_index.json").get("_class_name")
+        name = configs.read_json(folder / "model_index.json").get("_class_name")
         if re.search(r"XL|3|Flux|Inpaint|Depth|Pix2Pix|Upscale|ControlNet", str(name)):
             raise ValueError(f"{folder}: holds a {name} (model_index.json); {EXPECTED}")
     if (folder / "unet").is_dir():
         return
     if (folder.parent / "unet").is_dir():
-        raise ValueError(f"{folder}: is one part of a model; give the folder that holds it, {folder.parent}")
-    single = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", *PICKLES))
-    if single:
-        raise ValueError(f"{folder}: holds no unet folder but {single[0].name}; give that file itself")
+        raise ValueError(
+            f"{folder}: is one part of a model; give the folder that holds it, {folder.parent}")
+    files = (path for path in folder.iterdir() if path.suffix in (".safetensors", *PICKLES))
+    if (first := min(files, default=None)) is not None:
+        raise ValueError(f"{folder}: holds no unet folder but {first.name}; give that file itself")
     raise FileNotFoundError(f"{folder}: holds no unet folder; {EXPECTED}")
 
 
 def read_folder(folder: Path) -> Checkpoint:
     """A diffusers folder: sizes from each config.json, names by layouts.FOLDER."""
     check_folder(folder)
-    unet, vae = unet_config(folder / "unet/config.json"), vae_config(folder / "vae/config.json")
-    text = text_config(folder / "text_encoder/config.json")
+    unet = configs.unet_config(folder / "unet/config.json")
+    vae = configs.vae_config(folder / "vae/config.json")
+    text = configs.text_config(folder / "text_encoder/config.json")
     if unet.context_dim != text.width:
-        raise ValueError(f"{folder}: the U-Net reads a context of width {unet.context_dim}, the text "
-                         f"encoder gives {text.width}; they belong to different models")
+        raise ValueError(f"{folder}: the U-Net reads a context of width {unet.context_dim}, the "
+                         f"text encoder gives {text.width}; they belong to different models")
     scheduler = folder / "scheduler/scheduler_config.json"
-    schedule = schedule_config(scheduler)
+    schedule = configs.schedule_config(scheduler)
     sources, remarks = {}, []
     for part in PARTS:
         path = weight_file(folder, part)
@@ -118,14 +113,14 @@ def read_folder(folder: Path) -> Checkpoint:
         with open_weights(path, "cpu") as file:
             found = {key: layouts.folder_slots(key, part) for key in file.keys()}
         sources[part] = Source(path, {key: slots for key, slots in found.items() if slots})
-    stated = "prediction_type" in read_json(scheduler)
-    return Checkpoint(unet, vae, text, schedule, folder_tokenizer(folder / "tokenizer", text), sources,
-                      unet.sample_size, str(scheduler) + ("" if stated else " states none, diffusers' default"),
-                      remarks)
+    stated = "prediction_type" in configs.read_json(scheduler)
+    prediction = str(scheduler) + ("" if stated else " states none, diffusers' default")
+    return Checkpoint(unet, vae, text, schedule, folder_tokenizer(folder / "tokenizer", text),
+                      sources, unet.sample_size, prediction, remarks)
 
 
 def _sibling_yaml(path: Path) -> tuple[bool, str] | None:
-    """(v_prediction, the file) if a configuration of latent-diffusion lies beside the single file."""
+    """(v_prediction, the file) if latent-diffusion's configuration lies beside the single file."""
     for yaml in (path.with_suffix(".yaml"), path.with_suffix(".yml")):
         if yaml.is_file():
             text = yaml.read_text(encoding="utf-8", errors="replace")
@@ -143,28 +138,36 @@ def read_single_file(path: Path) -> Checkpoint:
     with open_weights(path, "cpu") as file:
         keys = list(file.keys())
         refuse_foreign(path, keys)
-        shapes = {key: file.get_slice(key).get_shape() for key in (INPUT_KEY, WIDTH_KEY) if key in keys}
+        shapes = {k: file.get_slice(k).get_shape() for k in (INPUT_KEY, WIDTH_KEY) if k in keys}
     channels, width = shapes.get(INPUT_KEY, [0, 4])[1:2], shapes.get(WIDTH_KEY, [0])[-1:]
-    check_in_channels(channels[0] if channels else 0, f"{path}")
+    configs.check_in_channels(channels[0] if channels else 0, f"{path}")
     if not width or width[0] not in FAMILIES:
-        raise ValueError(f"{path}: the U-Net reads a context of width {width}; expected {list(FAMILIES)}, "
-                         f"Stable Diffusion 1.x or 2.x")
+        raise ValueError(f"{path}: the U-Net reads a context of width {width}; expected "
+                         f"{list(FAMILIES)}, Stable Diffusion 1.x or 2.x")
     unet, vae, text, v_sample_size = FAMILIES[width[0]]
     slots: dict[str, dict[str, list[Slot]]] = {part: {} for part in PARTS}
     remarks = []
-    ema = sum(key.startswith("model_ema.") for key in keys) > 100   # fewer: only its counters were left
+    ema = sum(key.startswith("model_ema.") for key in keys) > 100   # fewer: its counters are left
     for key in keys:
         part, found = layouts.single_file_slots(key, text.layers)
         if found:
             averaged = ema and part == "unet" and found != layouts.no_place(key)
             slots[part][layouts.ema_name(key) if averaged else key] = found
     if ema:
-        remarks.append(f"{path}: the averaged weights (model_ema) of the U-Net are taken, as in the folders")
+        remarks.append(
+            f"{path}: the averaged weights (model_ema) of the U-Net are taken, as in the folders")
     schedule, prediction = ScheduleConfig(), None
     if (yaml := _sibling_yaml(path)) is not None:
         schedule, prediction = replace(schedule, v_prediction=yaml[0]), yaml[1]
     elif width[0] == min(FAMILIES):
         prediction = "every Stable Diffusion 1.x predicts eps"
     return Checkpoint(unet, vae, text, schedule, published_tokenizer(text),
-                      {part: Source(path, slots[part]) for part in PARTS}, v_sample_size, prediction,
-                      remarks)
+                      {part: Source(path, slots[part]) for part in PARTS},
+                      v_sample_size, prediction, remarks)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """A diffusers folder or an original single file, whichever the path is."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder; {EXPECTED}")
+    return read_single_file(path) if path.is_file() else read_folder(path)

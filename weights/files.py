@@ -1,8 +1,8 @@
-"""Open a weight file, or say in one line what it is instead and what to do. Nothing is ever unpickled."""
+"""Open a weight file, or say in one line what it is instead and what to do; unpickle nothing."""
 
 import re
-from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -12,11 +12,13 @@ PICKLE_STARTS = (b"PK\x03\x04", b"\x80")        # torch.save since 1.6: a zip; b
 # What the keys of a file give away: (pattern of a key, what the file is, what to do).
 WHOLE = "use a whole Stable Diffusion 1.x or 2.x text-to-image checkpoint"
 FOREIGN = [
-    (r"^conditioner\.|^model\.diffusion_model\.label_emb\.", "a Stable Diffusion XL checkpoint", WHOLE),
+    (r"^conditioner\.", "a Stable Diffusion XL checkpoint", WHOLE),
+    (r"^model\.diffusion_model\.label_emb\.", "a Stable Diffusion XL checkpoint", WHOLE),
     (r"(^|\.)joint_blocks\.", "a Stable Diffusion 3 checkpoint", WHOLE),
     (r"(^|\.)(double_blocks|single_transformer_blocks)\.", "a Flux checkpoint", WHOLE),
     (r"^transformer_blocks\.\d+\.attn\.add_q_proj\.", "a Stable Diffusion 3 checkpoint", WHOLE),
-    (r"(^|[._])lora[._]|^lora", "a LoRA, an addition to a checkpoint", "merge it into its checkpoint first"),
+    (r"(^|[._])lora[._]|^lora",
+     "a LoRA, an addition to a checkpoint", "merge it into its checkpoint first"),
     (r"^(control_model|controlnet_\w+)\.", "a ControlNet", WHOLE),
     (r"^(emb_params|string_to_param.*|<.*>)$", "a textual-inversion embedding", WHOLE),
 ]
@@ -24,9 +26,9 @@ FOREIGN = [
 # what there is.
 PREFIXES = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.")
 PARTS_ALONE = [
-    (r"^(down_blocks|up_blocks|mid_block)\.|^(model\.diffusion_model\.)?(input_blocks|middle_block)\.",
-     "a U-Net alone"),
-    (r"^(first_stage_model\.)?(encoder|decoder)\.(conv_in|mid|up|down|mid_block|up_blocks|down_blocks)\.",
+    (r"^(down_blocks|up_blocks|mid_block)\.", "a U-Net alone"),
+    (r"^(model\.diffusion_model\.)?(input_blocks|middle_block)\.", "a U-Net alone"),
+    (r"^(first_stage_model\.)?(encoder|decoder)\.(conv_in|mid(_block)?|(up|down)(_blocks)?)\.",
      "a VAE alone"),
     (r"^(cond_stage_model\.|text_model\.|transformer\.resblocks\.|embeddings\.|encoder\.layers\.)",
      "a text encoder alone"),
@@ -35,32 +37,34 @@ PARTS_ALONE = [
 
 # Python that converts a pickle without running any code of it: torch unpickles tensors and
 # containers alone, and other classes (Lightning's callbacks in .ckpt files) become empty stand-ins.
-CONVERSION = ("import torch, safetensors.torch, zipfile; f = {source!r}; s = torch.serialization; "
-              "skipped = type('Skipped', (), dict.fromkeys(('__init__', '__setstate__'), lambda *a, **k: None)); "
-              "s.add_safe_globals([(skipped, n) for n in s.get_unsafe_globals_in_checkpoint(f)] "
-              "if zipfile.is_zipfile(f) else []); "
-              "w = torch.load(open(f, 'rb'), map_location='cpu', weights_only=True); "
-              "safetensors.torch.save_file({{k: v.contiguous().clone() for k, v in w.get('state_dict', w).items() "
-              "if isinstance(v, torch.Tensor)}}, {target!r})")
+CONVERSION = (
+    "import torch, safetensors.torch, zipfile; f = {source!r}; s = torch.serialization; skipped = "
+    "type('Skipped', (), dict.fromkeys(('__init__', '__setstate__'), lambda *a, **k: None)); "
+    "s.add_safe_globals([(skipped, n) for n in s.get_unsafe_globals_in_checkpoint(f)] "
+    "if zipfile.is_zipfile(f) else []); "
+    "w = torch.load(open(f, 'rb'), map_location='cpu', weights_only=True); "
+    "safetensors.torch.save_file({{k: v.contiguous().clone() for k, v in "
+    "w.get('state_dict', w).items() if isinstance(v, torch.Tensor)}}, {target!r})")
 
 
 def pickle_refusal(path: Path, target: Path | None = None) -> str:
     """The line for a pickle; what follows "in Python: " converts it to target."""
     target = target or path.with_suffix(".safetensors")
     target = path.with_stem(path.stem + "-converted") if target == path else target
-    return (f"{path}: is a pickle, which can run code when it is opened and is never loaded; use the published "
-            f".safetensors or convert it once in Python: {CONVERSION.format(source=str(path), target=str(target))}")
+    conversion = CONVERSION.format(source=str(path), target=str(target))
+    return (f"{path}: is a pickle, which can run code when it is opened and is never loaded; "
+            f"use the published .safetensors or convert it once in Python: {conversion}")
 
 
 def refuse_pointer(path: Path, start: str) -> None:
     """Raise ValueError if a file's first characters are those of a git-lfs pointer."""
     if start.startswith("version https://git-lfs"):
-        raise ValueError(f"{path}: is a git-lfs pointer of {path.stat().st_size} bytes, not the file itself; run git "
-                         f"lfs pull there, or download it again")
+        raise ValueError(f"{path}: is a git-lfs pointer of {path.stat().st_size} bytes, not the "
+                         f"file itself; run git lfs pull there, or download it again")
 
 
 def refuse_other_formats(path: Path) -> None:
-    """Raise ValueError for what is recognisably no safetensors file, from its first bytes and its size."""
+    """Raise ValueError for what its first bytes or its size show to be no safetensors file."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         start = file.read(512)
@@ -68,11 +72,12 @@ def refuse_other_formats(path: Path) -> None:
     if size == 0:
         raise ValueError(f"{path}: is empty (0 bytes); {again}")
     refuse_pointer(path, start.decode("latin-1"))
-    json = start[8:9] == b"{"       # behind the header's length, whose first bytes may be a pickle's by chance
+    json = start[8:9] == b"{"   # behind the header's length, which may look like a pickle's start
     if not json and (start.startswith(PICKLE_STARTS) or path.suffix in PICKLES):
         raise ValueError(pickle_refusal(path))
     if not json and start.lstrip()[:1] == b"<":
-        raise ValueError(f"{path}: is a web page, not the weights; {again}, with the link to the file itself")
+        raise ValueError(
+            f"{path}: is a web page, not the weights; {again}, with the link to the file itself")
     if not start.strip(b"\0"):
         raise ValueError(f"{path}: starts with zero bytes, not with a safetensors header; {again}")
     header = int.from_bytes(start[:8], "little")
@@ -83,10 +88,10 @@ def refuse_other_formats(path: Path) -> None:
 
 
 def open_weights(path: Path, device: str) -> safe_open:
-    """The file, memory-mapped; ValueError if it is not a whole safetensors file with tensors in it."""
+    """The file, memory-mapped; ValueError unless it is a whole safetensors file with tensors."""
     refuse_other_formats(path)
     try:
-        file = safe_open(path, framework="pt", device=device)
+        file: Any = safe_open(path, framework="pt", device=device)      # its methods have no types
     except SafetensorError as err:
         raise ValueError(f"{path}: not a whole safetensors file ({' '.join(str(err).split())}); "
                          f"download it again") from None
@@ -95,9 +100,8 @@ def open_weights(path: Path, device: str) -> safe_open:
     return file
 
 
-def refuse_foreign(path: Path, keys: Iterable[str]) -> None:
+def refuse_foreign(path: Path, keys: list[str]) -> None:
     """Raise ValueError that says what a single file is, if its keys are not those of SD 1 or 2."""
-    keys = list(keys)
     for pattern, what, remedy in FOREIGN:
         if any(re.search(pattern, key) for key in keys):
             raise ValueError(f"{path}: is {what}; {remedy}")
@@ -105,6 +109,7 @@ def refuse_foreign(path: Path, keys: Iterable[str]) -> None:
         return
     for pattern, what in PARTS_ALONE:
         if any(re.search(pattern, key) for key in keys):
-            raise ValueError(f"{path}: is {what}; give the folder with unet, vae and text_encoder in it, or the "
-                             f"single file that holds all three")
-    raise ValueError(f"{path}: not a Stable Diffusion checkpoint ({len(keys)} tensors, first: {keys[:2]}); {WHOLE}")
+            raise ValueError(f"{path}: is {what}; give the folder with unet, vae and text_encoder "
+                             f"in it, or the single file that holds all three")
+    raise ValueError(f"{path}: not a Stable Diffusion checkpoint ({len(keys)} tensors, first: "
+                     f"{keys[:2]}); {WHOLE}")

@@ -1,5 +1,4 @@
-"""Published names -> names in ldm/, for both layouts in which Stable Diffusion 1 and 2 are
-published.
+"""Published names -> names in ldm/, for both published layouts of Stable Diffusion 1 and 2.
 
 ldm's attribute names are the key segments that diffusers writes today, so most keys of a folder
 need nothing. The original single file has every part under a prefix and every key under an older
@@ -27,25 +26,23 @@ class Slot(NamedTuple):
 
 
 # A diffusers folder: (published, ldm, reason). A row with None is never loaded.
-FOLDER_TEXT = [
+FOLDER_TEXT: list[tuple[str, str | None, str]] = [
     ("text_model.", "", "written by transformers before 5.6 and by most published folders"),
     ("embeddings.position_ids", None, "0..76; merges cast it to float16 and corrupt it"),
 ]
-FOLDER_VAE = [      # diffusers 0.6 to 0.10 saved the published folders with these names
+# diffusers 0.6 to 0.10 saved the published folders with these names.
+FOLDER_VAE: list[tuple[str, str | None, str]] = [
     (f"{side}.mid_block.attentions.0.{old}.", f"{side}.mid_block.attentions.0.{new}.", "old name")
-    for side in ("encoder", "decoder")
-    for old, new in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0"))]
+    for side in ("encoder", "decoder") for old, new in (
+        ("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0"))]
 FOLDER = {"unet": [], "vae": FOLDER_VAE, "text_encoder": FOLDER_TEXT}
 
 # The original single file: prefix -> part. Older merges lack the "text_model." of SD 1.x, as newer
 # folders do.
-UNET_PREFIX, VAE_PREFIX, OPEN_CLIP = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.model."
-PREFIXES = {
-    UNET_PREFIX: "unet",
-    VAE_PREFIX: "vae",
-    "cond_stage_model.transformer.": "text_encoder",    # SD 1.x: CLIP, with the names of its folder
-    OPEN_CLIP: "text_encoder",                          # SD 2.x: OpenCLIP
-}
+OPEN_CLIP = "cond_stage_model.model."
+PREFIXES = {"model.diffusion_model.": "unet", "first_stage_model.": "vae",
+            "cond_stage_model.transformer.": "text_encoder",    # SD 1.x: CLIP, its folder's names
+            OPEN_CLIP: "text_encoder"}                          # SD 2.x: OpenCLIP
 # Not weights of the three parts: training state, the schedule's tables, the parts of OpenCLIP that
 # SD leaves out.
 IGNORED = (
@@ -192,17 +189,17 @@ attn.in_proj_bias       self_attn.{q,k,v}_proj.bias
 """
 
 
-def _look_up(table: str, key: str) -> tuple[str, str] | None:
-    """The row whose first column is the key or whole segments at its start: (second column, rest of the key)."""
+def _look_up(table: str, key: str) -> tuple[str, str]:
+    """The row that the key starts with, in whole segments: (second column, rest); or KeyError."""
     for row in table.split("\n")[1:-1]:
         old, new = row.split()
         if key == old or key.startswith(old + "."):
             return new, key[len(old):]
-    return None
+    raise KeyError(key)
 
 
 def no_place(key: str) -> list[Slot]:
-    """The slots of a key that no table knows: its own name, which no module has, so that it is found unexpected."""
+    """A key that no table knows keeps its name, which no module has: it is found unexpected."""
     return [Slot(key)]
 
 
@@ -217,67 +214,60 @@ def folder_slots(key: str, part: str) -> list[Slot]:
 
 
 def _unet_slots(key: str) -> list[Slot]:
-    found = _look_up(UNET, key)
-    if found is None:
-        return no_place(UNET_PREFIX + key)
-    name, rest = found
+    name, rest = _look_up(UNET, key)
     if ".resnets." in name:
-        inner = _look_up(UNET_RESNET, rest[1:])
-        return no_place(UNET_PREFIX + key) if inner is None else [Slot(f"{name}.{inner[0]}{inner[1]}")]
+        inner, rest = _look_up(UNET_RESNET, rest[1:])
+        name = f"{name}.{inner}"
     return [Slot(name + rest)]
 
 
 def _vae_slots(key: str) -> list[Slot]:
-    found = _look_up(VAE, key)
-    if found is None:
-        return no_place(VAE_PREFIX + key)
-    name, rest = found
+    name, rest = _look_up(VAE, key)
     if ".resnets." in name or ".attentions." in name:
-        inner = _look_up(VAE_RESNET if ".resnets." in name else VAE_ATTENTION, rest[1:])
-        if inner is None:
-            return no_place(VAE_PREFIX + key)
-        name, rest = f"{name}.{inner[0]}", inner[1]
+        inner, rest = _look_up(VAE_RESNET if ".resnets." in name else VAE_ATTENTION, rest[1:])
+        name = f"{name}.{inner}"
     convolution = ".attentions." in name and "group_norm" not in name and rest == ".weight"
     return [Slot(name + rest, (lambda t: t.flatten(1)) if convolution else None)]
 
 
+def _third(i: int) -> Callable[[Tensor], Tensor]:
+    return lambda t: t.chunk(3)[i]
+
+
 def _open_clip_slots(key: str, layers: int) -> list[Slot]:
-    found = _look_up(TEXT, key)
-    if found is None:
-        return no_place(OPEN_CLIP + key)
-    name, rest = found
+    name, rest = _look_up(TEXT, key)
     if name != "encoder.layers":
         return [Slot(name + rest)]
     number, _, inside = rest[1:].partition(".")
     if number == str(layers):       # "penultimate": the last layer is in the file and is not run
         return []
-    inner = _look_up(TEXT_LAYER, inside)
-    if inner is None:
-        return no_place(OPEN_CLIP + key)
-    name, rest = f"{name}.{number}.{inner[0]}", inner[1]
+    inner, rest = _look_up(TEXT_LAYER, inside)
+    name = f"{name}.{number}.{inner}"
     if "{q,k,v}" not in name:
         return [Slot(name + rest)]
-    return [Slot(name.replace("{q,k,v}", q), lambda t, i=i: t.chunk(3)[i]) for i, q in enumerate("qkv")]
+    return [Slot(name.replace("{q,k,v}", q), _third(i)) for i, q in enumerate("qkv")]
 
 
 def single_file_slots(key: str, layers: int) -> tuple[str, list[Slot]]:
-    """The part that a key of the single file belongs to and where it goes there; [] if nowhere, and
-    rightly so.
+    """The part of a key of the single file and where it goes there; [] if nowhere, and rightly so.
 
-    A key of no part counts as the U-Net's, where it has no place. layers: how many the text encoder
-    runs.
+    A key of no part counts as the U-Net's, where it has no place. layers: of the text encoder.
     """
     if any(key == row or row[-1] == "." and key.startswith(row) for row in IGNORED):
         return "unet", []
-    for prefix, part in PREFIXES.items():
-        if key.startswith(prefix):
-            name = key.removeprefix(prefix)
-            if part == "unet":
-                return part, _unet_slots(name)
-            if part == "vae":
-                return part, _vae_slots(name)
-            return part, _open_clip_slots(name, layers) if prefix == OPEN_CLIP else folder_slots(name, part)
-    return "unet", no_place(key)
+    prefix = next((prefix for prefix in PREFIXES if key.startswith(prefix)), None)
+    if prefix is None:
+        return "unet", no_place(key)
+    part, name = PREFIXES[prefix], key.removeprefix(prefix)
+    try:
+        if part == "unet":
+            return part, _unet_slots(name)
+        if part == "vae":
+            return part, _vae_slots(name)
+        open_clip = prefix == OPEN_CLIP
+        return part, _open_clip_slots(name, layers) if open_clip else folder_slots(name, part)
+    except KeyError:        # no row of a table has it
+        return part, no_place(key)
 
 
 def ema_name(key: str) -> str:

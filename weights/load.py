@@ -17,21 +17,13 @@ from ldm.schedule import Schedule
 from ldm.text_encoder import TextEncoder
 from ldm.unet import UNet
 from ldm.vae import VAE
-from weights.checkpoint import (
-    EXPECTED,
-    PARTS,
-    Checkpoint,
-    Source,
-    read_folder,
-    read_single_file,
-    weight_file,
-)
+from weights.checkpoint import PARTS, Checkpoint, Source, read_checkpoint, weight_file
 from weights.files import open_weights
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 TINY = "tiny"       # the word for the embedded checkpoint; a Path("tiny") is a folder of that name
-TINY_REMARK = ("tiny: the checkpoint that comes with the project; it has only seen pictures that the project draws, "
-               "for photographs give --weights a Stable Diffusion")
+TINY_REMARK = ("tiny: the checkpoint that comes with the project; it has only seen pictures that "
+               "the project draws, for photographs give --weights a Stable Diffusion")
 
 
 def _located(path: str | Path) -> Path:
@@ -51,7 +43,7 @@ def fingerprint(path: str | Path) -> str:
 
 
 def _fill(module: nn.Module, source: Source, device: str, dtype: torch.dtype) -> None:
-    """Give a module on the meta device its tensors: every one once, nothing left, no shape made to fit."""
+    """Give a meta-device module its tensors: every one once, nothing left, no shape made to fit."""
     path, expected = source.path, {key: tuple(t.shape) for key, t in module.state_dict().items()}
     loaded, extra = {}, []
     with open_weights(path, device) as file:
@@ -64,29 +56,30 @@ def _fill(module: nn.Module, source: Source, device: str, dtype: torch.dtype) ->
                 continue
             kind = file.get_slice(key).get_dtype()
             if kind not in FLOATS:
-                raise ValueError(f"{path}: {key} is {kind}, expected one of {', '.join(FLOATS)}; quantised "
-                                 f"weights are not supported, use the published ones")
+                raise ValueError(f"{path}: {key} is {kind}, expected one of {', '.join(FLOATS)}; "
+                                 f"quantised weights are not supported, use the published ones")
             whole = file.get_tensor(key)
             for slot in slots:
-                tensor = slot.take(whole)
-                if tensor is None or tuple(tensor.shape) != expected[slot.name]:
-                    raise ValueError(f"{path}: {key} has shape {tuple(whole.shape)}, which does not give "
-                                     f"{slot.name} of shape {expected[slot.name]}; it belongs to another model")
+                tensor, shape = slot.take(whole), expected[slot.name]
+                if tensor is None or tuple(tensor.shape) != shape:
+                    raise ValueError(
+                        f"{path}: {key} has shape {tuple(whole.shape)}, which does not give "
+                        f"{slot.name} of shape {shape}; it belongs to another model")
                 if slot.name in loaded:
                     raise ValueError(f"{path}: {key} has two names; expected published weights")
                 loaded[slot.name] = tensor.to(dtype)
     missing = [key for key in expected if key not in loaded]
     if missing or extra:
-        raise ValueError(f"{path}: {len(missing)} tensors missing (first: {missing[:2]}), {len(extra)} "
-                         f"unexpected (first: {extra[:2]}); expected a whole {type(module).__name__} of Stable "
-                         f"Diffusion 1.x or 2.x, download the published file")
+        raise ValueError(
+            f"{path}: {len(missing)} tensors missing (first: {missing[:2]}), {len(extra)} "
+            f"unexpected (first: {extra[:2]}); expected a whole {type(module).__name__} of "
+            f"Stable Diffusion 1.x or 2.x, download the published file")
     module.load_state_dict(loaded, strict=True, assign=True)
 
 
 @torch.no_grad()
 def _predicts_v(unet: UNet, path: Path, device: str, dtype: torch.dtype) -> bool:
-    """Ask the U-Net itself: at the last timestep an eps model gives back its input, a v model does
-    not.
+    """Ask the U-Net itself: at the last timestep an eps model returns its input, a v model not.
 
     The probe of AUTOMATIC1111's web UI: x = 0.5, context = 0.5, t = 999; v if the mean of out - x
     is below -1.
@@ -95,14 +88,14 @@ def _predicts_v(unet: UNet, path: Path, device: str, dtype: torch.dtype) -> bool
     context = torch.full((1, 2, unet.config.context_dim), 0.5, device=device, dtype=dtype)
     out = unet(x, torch.tensor([999], device=device), context)
     if not out.isfinite().all():
-        raise ValueError(f"{path}: nothing says whether it predicts eps or v, and the U-Net's answer is not finite; "
-                         f"give --prediction-type eps or v")
+        raise ValueError(f"{path}: nothing says whether it predicts eps or v, and the U-Net's "
+                         f"answer is not finite; give --prediction-type eps or v")
     return float((out - x).float().mean()) < -1
 
 
 def _prediction(asked: str, found: Checkpoint, unet: UNet, device: str,
                 dtype: torch.dtype) -> tuple[bool, str]:
-    """(v_prediction, the rule that decided): what was given, what a file states, what the U-Net does."""
+    """(v_prediction, what decided): what was given, what a file states, or what the U-Net does."""
     if asked != "auto":
         return asked == "v", "as given"
     if found.prediction is not None:
@@ -113,8 +106,7 @@ def _prediction(asked: str, found: Checkpoint, unet: UNet, device: str,
 
 def load(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32,
          prediction_type: str = "auto") -> StableDiffusion:
-    """A diffusers folder, an original single file or TINY -> StableDiffusion on the device, weights
-    in dtype.
+    """A diffusers folder, an original single file or TINY -> StableDiffusion on device, in dtype.
 
     prediction_type: "eps", "v", or "auto": scheduler_config.json, else a .yaml beside the single
     file, else (2.x only) the U-Net's own answer. The remarks of the result say what was decided and
@@ -126,19 +118,15 @@ def load(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtyp
     remarks = [TINY_REMARK] if path == TINY else []
     source = TINY if path == TINY else str(Path(path).resolve())
     path, device = _located(path), str(device)
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file or folder; {EXPECTED}")
-    found = read_single_file(path) if path.is_file() else read_folder(path)
+    found = read_checkpoint(path)
     with torch.device("meta"):
-        parts = {"unet": UNet(found.unet), "vae": VAE(found.vae),
-                 "text_encoder": TextEncoder(found.text_encoder)}
-    for name, module in parts.items():
+        unet, vae, text = UNet(found.unet), VAE(found.vae), TextEncoder(found.text_encoder)
+    for name, module in {"unet": unet, "vae": vae, "text_encoder": text}.items():
         _fill(module, found.sources[name], device, dtype)
-    unet = parts["unet"]
     v_prediction, rule = _prediction(prediction_type, found, unet, device, dtype)
     if v_prediction:
         unet.config = replace(unet.config, sample_size=found.v_sample_size)
     schedule = Schedule(replace(found.schedule, v_prediction=v_prediction))
     remarks += [*found.remarks, f"prediction type {'v' if v_prediction else 'eps'}: {rule}"]
-    return StableDiffusion(found.tokenizer, parts["text_encoder"], unet, parts["vae"], schedule, tuple(remarks),
-                           source, partial(fingerprint, source))
+    return StableDiffusion(found.tokenizer, text, unet, vae, schedule, tuple(remarks), source,
+                           partial(fingerprint, source))

@@ -1,4 +1,4 @@
-"""The tokenizer of a checkpoint: its folder's own files, or CLIP's published merges, which ship with the project."""
+"""A checkpoint's tokenizer: its folder's own files, or CLIP's published merges, shipped here."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def read_merges(path: Path) -> list[str]:
 
 def published_tokenizer(config: TextConfig) -> Tokenizer:
     """CLIP's, for a single file: the same for SD 1.x and 2.x but for the padding."""
-    merges = [tuple(line.split()) for line in read_merges(PUBLISHED)]
+    merges = [(first, second) for first, second in map(str.split, read_merges(PUBLISHED))]
     return Tokenizer(vocabulary(merges), merges, config.context_length, config.zero_padding)
 
 
@@ -33,19 +33,20 @@ def folder_tokenizer(folder: Path, config: TextConfig) -> Tokenizer:
     if not folder.is_dir():
         tokenizer = published_tokenizer(config)
         if tokenizer.end_id + 1 != config.vocab_size:
-            raise FileNotFoundError(f"{folder}: not found, and the text encoder's {config.vocab_size} tokens are "
-                                    f"not CLIP's {tokenizer.end_id + 1}; copy the folder from the model")
+            raise FileNotFoundError(
+                f"{folder}: not found, and the text encoder's {config.vocab_size} tokens are "
+                f"not CLIP's {tokenizer.end_id + 1}; copy the folder from the model")
         return tokenizer
-    if (folder / "vocab.json").is_file():
-        vocab, merges = read_json(folder / "vocab.json"), read_merges(folder / "merges.txt")
-    else:
+    if not (folder / "vocab.json").is_file():
         model = read_json(folder / "tokenizer.json").get("model")
         model = model if isinstance(model, dict) else {}
         vocab, merges = model.get("vocab", {}), model.get("merges", [])
+    else:
+        vocab, merges = read_json(folder / "vocab.json"), read_merges(folder / "merges.txt")
     try:
         # Pairs, or strings with a space, as in merges.txt and in files of tokenizers before 0.20.
         merges = [tuple(merge.split() if isinstance(merge, str) else merge) for merge in merges]
-        beyond = [token for token, token_id in vocab.items() if not 0 <= token_id < config.vocab_size]
+        beyond = [token for token, i in vocab.items() if not 0 <= i < config.vocab_size]
         if beyond:
             raise ValueError(f"{beyond[0]!r} has id {vocab[beyond[0]]}, but the text encoder knows "
                              f"{config.vocab_size} tokens")

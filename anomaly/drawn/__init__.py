@@ -1,1 +1,1 @@
-"""The photographs that the project draws: the demo, and what the embedded checkpoint is trained on."""
+"""The photographs that the project draws: the demo, and what its own checkpoint is trained on."""

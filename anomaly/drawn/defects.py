@@ -1,5 +1,4 @@
-"""The defects: three thin ones and five blobs, each one signed distance that gives mask, rim and
-shadow.
+"""The defects, three thin and five blobs: each one signed distance that gives mask, rim and shadow.
 
 A defect is made from a generator at a place and a size: shape(view) is its signed distance
 (negative inside, in the frame's units), paint(view, distance, colour) the surface with the defect
@@ -26,15 +25,16 @@ class DrawnDefect:
 
 def _blob(rng: np.random.Generator, centre: Array, radius: float, rough: float) -> Shape:
     """A round shape whose radius has four harmonics, stretched in a random direction."""
-    amplitudes = rough * rng.standard_normal(4) / np.arange(2, 6)
-    phases, turn, stretch = rng.uniform(0, 2 * np.pi, 4), rng.uniform(0, np.pi), rng.uniform(1.0, 1.5)
+    heights = rough * rng.standard_normal(4) / np.arange(2, 6)
+    phases, turn = rng.uniform(0, 2 * np.pi, 4), rng.uniform(0, np.pi)
+    stretch = rng.uniform(1.0, 1.5)
 
     def shape(view: View) -> Array:
         x, y = (axis - c for axis, c in zip(view.grid, centre))
         u = (x * np.cos(turn) + y * np.sin(turn)) / np.sqrt(stretch)
         v = (y * np.cos(turn) - x * np.sin(turn)) * np.sqrt(stretch)
         angle = np.arctan2(v, u)
-        edge = 1 + sum(a * np.cos(k * angle + p) for k, a, p in zip(range(2, 6), amplitudes, phases))
+        edge = 1 + sum(a * np.cos(k * angle + p) for k, a, p in zip(range(2, 6), heights, phases))
         return np.hypot(u, v) - radius * edge
     return shape
 
@@ -53,7 +53,7 @@ def _line(points: Array, widths: Array) -> Shape:
 
 def _walk(rng: np.random.Generator, centre: Array, length: float, points: int, bend: float,
           direction: float) -> Array:
-    """points (n, 2) along a way that turns by bend radians (a standard deviation) at each, around centre."""
+    """points (n, 2) of a way round centre, turning by bend radians (standard deviation) at each."""
     angles = direction + np.cumsum(bend * rng.standard_normal(points - 1))
     steps = length / (points - 1) * np.stack([np.cos(angles), np.sin(angles)], axis=1)
     way = np.concatenate([np.zeros((1, 2)), np.cumsum(steps, axis=0)])
@@ -80,7 +80,8 @@ def crack(rng: np.random.Generator, centre: Array, size: float) -> DrawnDefect:
     lines = [_line(main, width * np.array([0.6, 0.9, 1.2, 1.3, 1.3, 1.1, 0.9, 0.6]))]
     for _ in range(rng.integers(1, 3)):
         start = main[rng.integers(2, 6)]
-        branch = _walk(rng, start, 0.9 * size, 4, 0.5, direction + rng.choice([-1, 1]) * rng.uniform(0.6, 1.1))
+        turn = rng.choice([-1, 1]) * rng.uniform(0.6, 1.1)
+        branch = _walk(rng, start, 0.9 * size, 4, 0.5, direction + turn)
         lines.append(_line(branch - branch[0] + start, width * np.array([1.0, 0.9, 0.7, 0.5])))
 
     def shape(view: View) -> Array:
@@ -134,16 +135,19 @@ def stain(rng: np.random.Generator, centre: Array, size: float, tint: str) -> Dr
 
 def glue(rng: np.random.Generator, centre: Array, size: float) -> DrawnDefect:
     """A drop of clear amber: domed, bright where it faces the light, dark at its foot."""
-    shape, amber = _blob(rng, centre, 0.8 * size, 0.20), colour(rng, (0.88, 0.78, 0.42), spread=0.03)
+    shape = _blob(rng, centre, 0.8 * size, 0.20)
+    amber = colour(rng, (0.88, 0.78, 0.42), spread=0.03)
 
     def paint(view: View, d: Array, surface: Array) -> Array:
         x, y = (axis - c for axis, c in zip(view.grid, centre))
         inside = np.clip(-d / (0.8 * size), 0, 1)
         dome = np.sqrt(np.clip(inside, 0, 1))
         facing = -(x + y) / (1.1 * size)
-        body = mix(surface, amber, 0.55 + 0.25 * dome) * (0.72 + 0.34 * dome + 0.16 * facing)[..., None]
+        shade = 0.72 + 0.34 * dome + 0.16 * facing
+        body = mix(surface, amber, 0.55 + 0.25 * dome) * shade[..., None]
         spot = np.exp(-((x + 0.30 * size) ** 2 + (y + 0.30 * size) ** 2) / (0.16 * size) ** 2)
-        return mix(surface, mix(body, np.array([1.0, 0.99, 0.95]), 0.9 * spot * dome), view.cover(d))
+        drop = mix(body, np.array([1.0, 0.99, 0.95]), 0.9 * spot * dome)
+        return mix(surface, drop, view.cover(d))
     return DrawnDefect(shape, paint)
 
 
@@ -156,8 +160,8 @@ def dent(rng: np.random.Generator, centre: Array, size: float) -> DrawnDefect:
         facing = (x + y) / (1.2 * size)
         bowl = np.clip(-d / (0.30 * size), 0, 1)
         light = 1 + depth * (0.62 * facing * bowl - 0.22 * bowl)
-        return mix(surface, surface * light[..., None] + (0.10 * np.clip(facing, 0, 1) * bowl)[..., None],
-                   view.cover(d))
+        glint = 0.10 * np.clip(facing, 0, 1) * bowl
+        return mix(surface, surface * light[..., None] + glint[..., None], view.cover(d))
     return DrawnDefect(shape, paint)
 
 

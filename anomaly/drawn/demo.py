@@ -1,5 +1,4 @@
-"""The demo data set: drawn photographs in MVTec AD layout, two of whose defects the embedded
-checkpoint has not seen.
+"""The demo data set, drawn in MVTec AD layout; two of its defects the checkpoint has never seen.
 
     FOLDER/PRODUCT/train/good/000.png
     FOLDER/PRODUCT/test/DEFECT/000.png      FOLDER/PRODUCT/ground_truth/DEFECT/000_mask.png
@@ -44,8 +43,9 @@ def demo_data(folder: Path, report: Report = silent) -> Path:
                 for kind, count in ((defect, DEFECTIVE), (None, NORMALS)) for i in range(count)]
     for product, defect, i in each(pictures, "drawing the demo photographs", len(pictures), report):
         image, mask = demo_picture(product, defect, i)
-        _save(part / product / (f"test/{defect}" if defect else "train/good") / f"{i:03}.png", image)
+        root = part / product
+        _save(root / (f"test/{defect}" if defect else "train/good") / f"{i:03}.png", image)
         if defect:
-            _save(part / product / f"ground_truth/{defect}/{i:03}_mask.png", mask.astype(np.uint8) * 255)
+            _save(root / f"ground_truth/{defect}/{i:03}_mask.png", mask.astype(np.uint8) * 255)
     part.rename(folder)
     return folder

@@ -39,7 +39,10 @@ class View:
         return tuple(np.meshgrid(self.x, self.y))
 
     def cover(self, distance: Array, softness: float = 0.0) -> Array:
-        """How much of a pixel a shape covers, 0 to 1, from its signed distance; softness in the square's units."""
+        """Share of a pixel that a shape covers, by its signed distance; both in the square's units.
+
+        softness: width of the edge beyond a pixel and a half.
+        """
         width = 1.5 * self.side / self.pixels + softness
         return np.clip(0.5 - distance / width, 0, 1)
 
@@ -78,14 +81,15 @@ def mix(a: Array, b: Array, share: Array) -> Array:
     return a * (1 - share) + b * share
 
 
-def colour(rng: np.random.Generator, *choices: tuple[float, float, float], spread: float = 0.04) -> Array:
+def colour(rng: np.random.Generator, *choices: tuple[float, float, float],
+           spread: float = 0.04) -> Array:
     """One of the colours, a little off: (3,) in [0, 1]."""
-    base = np.array(choices[rng.integers(len(choices))])
-    return np.clip(base + rng.uniform(-spread, spread) + rng.uniform(-spread / 3, spread / 3, 3), 0, 1)
+    base = np.array(choices[rng.integers(len(choices))]) + rng.uniform(-spread, spread)
+    return np.clip(base + rng.uniform(-spread / 3, spread / 3, 3), 0, 1)
 
 
 def segment(x: Array, y: Array, a: Array, b: Array) -> tuple[Array, Array]:
-    """Distance of each point to the segment from a to b, and where along it, 0 to 1, the nearest point is."""
+    """Distance of each point to the segment a to b, and where along it the nearest lies, 0 to 1."""
     d = b - a
     along = np.clip(((x - a[0]) * d[0] + (y - a[1]) * d[1]) / max(float(d @ d), 1e-12), 0, 1)
     return np.hypot(x - a[0] - along * d[0], y - a[1] - along * d[1]), along

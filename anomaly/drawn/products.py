@@ -58,7 +58,8 @@ def wood(rng: np.random.Generator) -> Product:
 
 def fabric(rng: np.random.Generator) -> Product:
     """Plain weave: threads over and under each other, 12 to the frame."""
-    base = colour(rng, (0.30, 0.38, 0.55), (0.62, 0.58, 0.50), (0.50, 0.24, 0.26), (0.32, 0.46, 0.38))
+    base = colour(rng, (0.30, 0.38, 0.55), (0.62, 0.58, 0.50), (0.50, 0.24, 0.26),
+                  (0.32, 0.46, 0.38))
     shade = Noise(rng, 3, 3)
     offset = rng.uniform(0, 1, 2)
 
@@ -130,8 +131,8 @@ def nut(rng: np.random.Generator) -> Product:
         facing = np.cos(angle + 3 * np.pi / 4)
         chamfer = view.cover(reach - 0.045 - radius, 0.01)
         thread = view.cover(radius - hole - 0.035, 0.01)
-        face = base * (0.95 + 0.035 * lines(view))[..., None]
-        face = face * (1 + 0.28 * facing * chamfer - 0.38 * facing * thread - 0.12 * thread)[..., None]
+        light = 1 + 0.28 * facing * chamfer - 0.38 * facing * thread - 0.12 * thread
+        face = base * (0.95 + 0.035 * lines(view))[..., None] * light[..., None]
         return mix(back(view), face, solid), solid
 
     def spot(rng: np.random.Generator) -> Array:
@@ -157,8 +158,10 @@ def pill(rng: np.random.Generator) -> Product:
         solid = view.cover(distance - radius)
         height = np.sqrt(np.clip(1 - (distance / radius) ** 2, 0.02, 1))
         # The light's direction in the plane, on the round flank.
-        flank = -(across * (axis[0] - axis[1]) + beyond * (axis[0] + axis[1])) / (radius * np.sqrt(2))
-        shade = 0.62 + 0.34 * height + 0.22 * flank + 0.30 * np.clip(flank + 0.75 * height - 0.80, 0, 1)
+        away = across * (axis[0] - axis[1]) + beyond * (axis[0] + axis[1])
+        flank = -away / (radius * np.sqrt(2))
+        gloss = np.clip(flank + 0.75 * height - 0.80, 0, 1)
+        shade = 0.62 + 0.34 * height + 0.22 * flank + 0.30 * gloss
         seam = 1 - 0.18 * np.exp(-(along / 0.012) ** 2)
         body = mix(caps[0], caps[1], view.cover(along)) * (shade * seam)[..., None]
         return mix(back(view), body, solid), solid

@@ -1,11 +1,10 @@
 """Pictures with masks and captions: what the embedded checkpoint is trained on.
 
-    a photo of wood                                     normal
-    a photo of wood with large red stain top left       the defect, its size and its place in the picture
-    a photo of mask with large stain top left           the mask itself, white on black
+    a photo of wood                                 normal
+    a photo of wood with large red stain top left   the defect, its size and place in the picture
+    a photo of mask with large stain top left       the mask itself, white on black
 
-The combinations of HELD_OUT and the kind UNSEEN are in none of them: they are for the demo to
-learn.
+The combinations of HELD_OUT and the kind UNSEEN are in none of them: they are left to the demo.
 """
 
 from collections.abc import Callable
@@ -25,9 +24,12 @@ UNSEEN = "burn"
 # little to say for a small model to learn it.
 PLACES, SPOTS = ((0.5, 0.5), (0.26, 0.26), (0.74, 0.26), (0.26, 0.74), (0.74, 0.74)), 24
 SIZES = (0.07, 0.22)    # of a defect, about half its extent, in frames; log-uniform
-LARGE, HUGE = 0.36, 0.6 # "large" if its longer side is above this share of the picture, "huge" above that: a crop
-SIDE, MIDDLE = 0.08, 0.10   # centroid this far from the centre in x and y: a corner's words; nearer: "center"
-NORMAL, MASKS, CLOSE = 0.20, 0.13, 0.5      # shares: of normals and masks among all; of crops among the defects
+# Shares of the picture's side above which a defect's longer side is "large"; "huge": a crop.
+LARGE, HUGE = 0.36, 0.6
+# The centroid that far from the centre in x and in y: a corner's words; nearer in both: "center".
+SIDE, MIDDLE = 0.08, 0.10
+# Shares of normals and of masks among all, of crops among the defects.
+NORMAL, MASKS, CLOSE = 0.20, 0.13, 0.5
 CLOSE_UP = (1.15, 2.0)  # side of a crop over the longer side of the mask
 # Shares of the captions that leave words out, so that fewer of them still mean something. A mask
 # keeps its name.
@@ -46,24 +48,26 @@ class Scene:
 
     def mask(self, view: View) -> Array:
         """(h, w) bool: where the defect is."""
-        return (self.defect.shape(view) < 0) & (self.product.paint(view)[1] > 0.5)
+        return self.render(view)[1]
 
     def render(self, view: View) -> tuple[Array, Array]:
         """The photograph (h, w, 3) uint8 and its mask (h, w) bool."""
         surface, solid = self.product.paint(view)
-        mask = np.zeros(solid.shape, dtype=bool)
-        image = surface
+        image, mask = surface, np.zeros(solid.shape, dtype=bool)
         if self.defect is not None:
             distance = self.defect.shape(view)
-            image = surface + solid[..., None] * (self.defect.paint(view, distance, surface) - surface)
+            painted = self.defect.paint(view, distance, surface)
+            image = surface + solid[..., None] * (painted - surface)
             mask = (distance < 0) & (solid > 0.5)
-        return np.clip(255 * image * self.light(view)[..., None] + 0.5, 0, 255).astype(np.uint8), mask
+        lit = 255 * image * self.light(view)[..., None] + 0.5
+        return np.clip(lit, 0, 255).astype(np.uint8), mask
 
 
 def draw_scene(rng: np.random.Generator, product: str, defect: str | None) -> Scene:
     """A scene of the named product, with the named defect on it or with none."""
     made = PRODUCTS[product](rng)
-    cloud, (tilt_x, tilt_y) = Noise(rng, 1, 1), rng.uniform(-0.34, -0.10, 2)    # the lamp is at the top left
+    # The lamp is at the top left.
+    cloud, (tilt_x, tilt_y) = Noise(rng, 1, 1), rng.uniform(-0.34, -0.10, 2)
     brightness = rng.uniform(0.88, 1.06)
 
     def light(view: View) -> Array:
@@ -81,7 +85,7 @@ def draw_scene(rng: np.random.Generator, product: str, defect: str | None) -> Sc
 
 
 def extent(mask: Array) -> tuple[float, float, float]:
-    """Centre of the mask's box (x, y) and its longer side, in shares of the picture; the mask is not empty."""
+    """Centre (x, y) and longer side of the box of a mask, not empty, in shares of the picture."""
     rows, columns = np.nonzero(mask.any(axis=1))[0], np.nonzero(mask.any(axis=0))[0]
     n = mask.shape[0]
     return ((columns[0] + columns[-1] + 1) / (2 * n), (rows[0] + rows[-1] + 1) / (2 * n),
@@ -89,8 +93,7 @@ def extent(mask: Array) -> tuple[float, float, float]:
 
 
 def close_up(mask: Array, pixels: int, margin: float, shift: Array) -> View:
-    """A window of margin times the longer side of a mask's box, in which the box lies whole; inside
-    the frame.
+    """A window of margin times the longer side of a mask's box, all of it inside, in the frame.
 
     shift (x, y) from -0.5 to 0.5: from the box at the window's right and bottom to the left and
     top; 0: in its middle.
@@ -158,11 +161,10 @@ def draw_picture(seed: int, number: int, pixels: int) -> Picture:
     image, mask = scene.render(view)
     if not mask.any():      # a thin defect between the pixels, or beside an object's edge
         return draw_picture(seed, number + (1 << 32), pixels)
+    tint = scene.tint
     if kind < NORMAL + MASKS:
         product, tint = "mask", ""
         image = np.repeat(np.where(mask, np.uint8(255), np.uint8(0))[..., None], 3, axis=2)
-    else:
-        tint = scene.tint
     caption = describe(product, defect, tint, mask, where=words >= NO_WORDS + NO_PLACE)
     if words < NO_WORDS:
         caption = ""

@@ -1,4 +1,4 @@
-"""The painted crop back into its photograph: inside the mask only, at the photograph's own resolution."""
+"""The painted crop put back: inside the mask only, at the photograph's own resolution."""
 
 import numpy as np
 from PIL import Image
@@ -9,16 +9,18 @@ from anomaly.runs.sheets import to_pixels
 
 
 def composite(photograph: np.ndarray, mask: np.ndarray, crop: Crop, painted: Tensor) -> np.ndarray:
-    """photograph uint8 (h, w) or (h, w, 3), mask bool (h, w), painted (3, size, size) in [-1, 1] ->
-    uint8.
+    """The photograph, uint8 (h, w) or (h, w, 3), with the painted crop in the mask, bool (h, w).
 
-    Every pixel outside the mask is the photograph's own; mirrored surroundings are never pasted,
-    because no mask pixel lies there. Raises RuntimeError if the decoded picture is not finite.
+    painted: (3, size, size) in [-1, 1]. Every pixel outside the mask is the photograph's own;
+    mirrored surroundings are never pasted, because no mask pixel lies there. Raises RuntimeError if
+    the decoded picture is not finite.
     """
     if not painted.isfinite().all():
-        raise RuntimeError("the decoded picture has values that are not finite; nothing was written for it")
-    patch = Image.fromarray(to_pixels(painted)).resize((crop.side, crop.side), Image.Resampling.BICUBIC)
-    patch = np.asarray(patch.convert("L") if photograph.ndim == 2 else patch)
+        raise RuntimeError(
+            "the decoded picture has values that are not finite; nothing was written for it")
+    picture = Image.fromarray(to_pixels(painted))
+    picture = picture.resize((crop.side, crop.side), Image.Resampling.BICUBIC)
+    patch = np.asarray(picture.convert("L") if photograph.ndim == 2 else picture)
     rows, columns = np.nonzero(mask)
     out = photograph.copy()
     out[rows, columns] = patch[rows - crop.top, columns - crop.left]

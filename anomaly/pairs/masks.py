@@ -1,5 +1,4 @@
-"""Where the masks of the pairs come from: learned by the mask model, moved from the training set,
-or given files.
+"""Where the pairs' masks come from: drawn by the mask model, moved training masks, or given files.
 
 A source takes a defect and the photographs to paint into, and gives Masks: a function of a block of
 plans. Every fault of the input is found then, before anything is painted.
@@ -46,16 +45,15 @@ class Masks:
 MaskSource = Callable[[StableDiffusion, Run, Defect, list[Normal], int], Masks]
 
 
-def _place(patch: MaskPatch, plan: Plan, normals: list[Normal]) -> Target | None:
-    """The patch in the first photograph of the plan that it fits into."""
-    for i in plan.order:
-        if fits(patch, normals[i]):
-            return Target(normals[i], placed(patch, normals[i]), patch.source)
-    return None
+def _place(patch: MaskPatch, plan: Plan, normals: list[Normal]) -> Target:
+    """The patch in the first photograph of the plan that it fits into; there must be one."""
+    normal = next(normals[i] for i in plan.order if fits(patch, normals[i]))
+    return Target(normal, placed(patch, normal), patch.source)
 
 
-def training_masks(sd: StableDiffusion, run: Run, defect: Defect, normals: list[Normal], steps: int) -> Masks:
-    """The training masks at their size in pixels, moved to their relative place in a normal photograph."""
+def training_masks(sd: StableDiffusion, run: Run, defect: Defect, normals: list[Normal],
+                   steps: int) -> Masks:
+    """The training masks at their size in pixels, moved to their relative place in a photograph."""
     usable = []
     for patch in training_patches(defect.examples, run.config["size"]):
         if any(fits(patch, normal) for normal in normals):
@@ -64,44 +62,50 @@ def training_masks(sd: StableDiffusion, run: Run, defect: Defect, normals: list[
             log.info("%s: %dx%d pixels, larger than every photograph; left out", patch.source,
                      patch.mask.shape[1], patch.mask.shape[0])
     if not usable:
-        raise ValueError(f"--masks train: no training mask of {defect.key} fits into a photograph of --normals; "
-                         f"use larger photographs")
-    return Masks(lambda plans: [_place(usable[p.reference], p, normals) for p in plans], len(usable))
+        raise ValueError(f"--masks train: no training mask of {defect.key} fits into a photograph "
+                         f"of --normals; use larger photographs")
+    return Masks(lambda plans: [_place(usable[p.reference], p, normals) for p in plans],
+                 len(usable))
 
 
 def mask_files(path: Path) -> MaskSource:
     """A mask file or a folder of them, in turn, each as it lies, in a photograph of its size."""
-    def given(sd: StableDiffusion, run: Run, defect: Defect, normals: list[Normal], steps: int) -> Masks:
+    def given(sd: StableDiffusion, run: Run, defect: Defect, normals: list[Normal],
+              steps: int) -> Masks:
         masks = read_mask_files(path, normals)
 
         def target(plan: Plan) -> Target:
             file, mask = masks[plan.k % len(masks)]
-            sized = (normals[i] for i in plan.order if (normals[i].height, normals[i].width) == mask.shape)
+            sized = (normals[i] for i in plan.order
+                     if (normals[i].height, normals[i].width) == mask.shape)
             return Target(next(sized), mask, str(file))
         return Masks(lambda plans: [target(p) for p in plans], one_file=path.is_file())
     return given
 
 
-def learned_masks(sd: StableDiffusion, run: Run, defect: Defect, normals: list[Normal], steps: int) -> Masks:
-    """Masks drawn by the mask model: each pair takes the first of its own draws that looks like a
-    real mask and fits.
+def learned_masks(sd: StableDiffusion, run: Run, defect: Defect, normals: list[Normal],
+                  steps: int) -> Masks:
+    """Masks drawn by the mask model: a pair's first draw that looks like a real mask and fits.
 
     Draws for the pairs still waiting fill a batch. Choosing raises RuntimeError after GIVE_UP
     refusals in a row.
     """
     if run.config["options"]["no_masks"]:
-        raise ValueError(f"--masks learned: {run.folder} has no mask_embeddings, it was trained with "
-                         f"--no-masks; use --masks train")
+        raise ValueError(f"--masks learned: {run.folder} has no mask_embeddings, it was trained "
+                         f"with --no-masks; use --masks train")
     e_m = load_vectors(run, "mask_embeddings", defect).to(sd.device)
     size, factor = run.config["size"], sd.vae.config.factor
     patches = training_patches(defect.examples, size)
-    real = [shape_of(mask_picture(read_example(e)[1], size, factor).mask, factor) for e in defect.examples]
+    real = [shape_of(mask_picture(read_example(e)[1], size, factor).mask, factor)
+            for e in defect.examples]
 
     def target(picture: Tensor, plan: Plan) -> Target | None:
         if not accepted(picture, real, factor):
             return None
         patch = learned_patch(picture.numpy(), patches[plan.reference])
-        return None if patch is None else _place(patch, plan, normals)
+        if patch is None or not any(fits(patch, normal) for normal in normals):
+            return None
+        return _place(patch, plan, normals)
 
     def choose(plans: list[Plan]) -> list[Target]:
         """A mask for every plan; those still without one share the batch."""
@@ -121,7 +125,7 @@ def learned_masks(sd: StableDiffusion, run: Run, defect: Defect, normals: list[N
                 else:
                     found[i], refused = result, 0
             if refused >= GIVE_UP:
-                raise RuntimeError(f"{defect.key}: none of {refused} masks was accepted; use --masks train, "
-                                   f"or train longer")
+                raise RuntimeError(f"{defect.key}: none of {refused} masks was accepted; use "
+                                   f"--masks train, or train longer")
         return [found[i] for i in range(len(plans))]
     return Masks(choose, len(patches))

@@ -1,5 +1,4 @@
-"""The story of sampling: a run -> a data set of image-mask pairs. `python tools/sample.py` tells
-it.
+"""The story of sampling, told by `python tools/sample.py`: a run -> a data set of image-mask pairs.
 
     plan -> mask -> placement -> crop -> blended DDIM -> composite -> files
 
@@ -47,25 +46,28 @@ class Pair:
 
 
 def normals_of(defect: Defect, path: Path | None) -> list[Normal]:
-    """The photographs to paint a defect into: of path, else those of the data that it was learned from."""
-    if path is None and defect.normals is None:
+    """The photographs to paint a defect into: of path, else of the data it was learned from."""
+    folder = defect.normals if path is None else path.resolve()
+    if folder is None:
         raise ValueError(f"--normals: {defect.key} was learned from data without train/good; "
                          f"name a folder of defect-free photographs")
-    return find_normals(defect.normals if path is None else path.resolve())
+    return find_normals(folder)
 
 
 def paint_block(sd: StableDiffusion, learner: AnomalyEmbedding, defect: Defect, plans: list[Plan],
                 targets: list[Target], settings: Settings) -> list[tuple[np.ndarray, float]]:
-    """The finished image of each plan, and its change; each photograph keeps every pixel outside its mask."""
+    """The finished image of each plan, and its change; outside the mask it is the photograph."""
     photographs = [read_photograph(t.normal.path) for t in targets]
     crops = [defect_crop(t.mask, settings.size) for t in targets]
     views = [take(p, t.mask, c, settings.size, sd.vae.config.factor)
              for p, t, c in zip(photographs, targets, crops)]
     context = context_of(sd, learner, defect.stem, torch.stack([v.mask for v in views]))
     noise = torch.from_numpy(np.stack([p.noise for p in plans]))
-    images = [composite(photograph, target.mask, crop, painted) for photograph, target, crop, painted in zip(
-        photographs, targets, crops, paint_crops(sd, views, context, noise, settings))]
-    return [(after, change(before, after, t.mask)) for before, after, t in zip(photographs, images, targets)]
+    painted = paint_crops(sd, views, context, noise, settings)
+    images = [composite(p, t.mask, c, new)
+              for p, t, c, new in zip(photographs, targets, crops, painted)]
+    return [(after, change(before, after, t.mask))
+            for before, after, t in zip(photographs, images, targets)]
 
 
 def paint(sd: StableDiffusion, run: Run, folder: PairFolder, *, defects: list[Defect] | None = None,
@@ -73,8 +75,7 @@ def paint(sd: StableDiffusion, run: Run, folder: PairFolder, *, defects: list[De
           steps: int = STEPS, guidance: float | None = None, against_object: bool = False,
           weigh: Weigh | None = None, batch_size: int = BATCH_SIZE, seed: int = 0,
           report: Report = silent) -> Iterator[Pair]:
-    """Paint n pairs of every defect of the run; yields each when it is written. What is there is
-    not painted again.
+    """Paint n pairs of every defect of the run, without those that are there; yields each written.
 
     defects: None: all of the run's. n: a defect; None: PAIRS, or 1 for one photograph and one mask
     file. normals: a photograph or a folder; None: those of the data. guidance: a scale; None: what
@@ -89,7 +90,8 @@ def paint(sd: StableDiffusion, run: Run, folder: PairFolder, *, defects: list[De
     cells = run.config["size"] // sd.vae.config.factor
     shape = (sd.unet.config.latent_channels, cells, cells)
     if weigh is not None and guidance is None:
-        log.info("with a re-weighting the guidance is 1: both strengthen, and its scale was found without")
+        log.info("with a re-weighting the guidance is 1: both strengthen, and its scale was found "
+                 "without")
         guidance = 1.0
     for defect in defects:
         there = photographs[defect.key]
@@ -97,7 +99,8 @@ def paint(sd: StableDiffusion, run: Run, folder: PairFolder, *, defects: list[De
         wanted = n if n is not None else 1 if source.one_file and len(there) == 1 else PAIRS
         negative = defect.object.replace("_", " ") if against_object else ""
         scale = run_folder.load_guidance(run, defect) if guidance is None else guidance
-        settings = Settings(run.config["size"], steps, Guidance(scale, sd.context(negative)), to_rgb, weigh)
+        settings = Settings(run.config["size"], steps, Guidance(scale, sd.context(negative)),
+                            to_rgb, weigh)
         missing = {k for k in range(wanted) if not folder.done(defect, k)}
         label = f"painting {defect.key}, guidance {scale:g}"
         report(label, wanted - len(missing), wanted, "")
@@ -105,7 +108,8 @@ def paint(sd: StableDiffusion, run: Run, folder: PairFolder, *, defects: list[De
             block = range(start, start + batch_size)
             if missing.isdisjoint(block):
                 continue
-            plans = [draw_plan(defect, k, seed, shape, source.references, len(there)) for k in block]
+            plans = [draw_plan(defect, k, seed, shape, source.references, len(there))
+                     for k in block]
             targets = source.choose(plans)
             for plan, target, (image, changed) in zip(
                     plans, targets, paint_block(sd, learner, defect, plans, targets, settings)):

@@ -1,16 +1,16 @@
 """The folder of generated pairs, in MVTec AD layout.
 
-    OUT/OBJECT/test/DEFECT/00000.png                    OUT/OBJECT/ground_truth/DEFECT/00000_mask.png
+    OUT/OBJECT/test/DEFECT/00000.png            OUT/OBJECT/ground_truth/DEFECT/00000_mask.png
     OUT/_meta/{config.json, manifest.csv, contact_sheet.jpg}
 
-Loaders sort names, hence the fixed width, and take every PNG below OUT/OBJECT for a sample, hence
-_meta.
+Loaders sort names, hence the fixed width, and read every PNG below OUT/OBJECT, hence _meta.
 """
 
 import json
 from collections.abc import Iterator
 from itertools import groupby, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +21,8 @@ from anomaly.pairs.plan import Target
 from anomaly.runs.atomic_files import append_rows, read_rows, write_image, write_json, write_rows
 from anomaly.runs.sheets import framed, sheet
 
-COLUMNS = ["image", "mask", "object", "defect", "k", "try", "seed", "normal", "mask_source", "change"]
+COLUMNS = ["image", "mask", "object", "defect", "k", "try", "seed", "normal", "mask_source",
+           "change"]
 ON_SHEET, A_ROW = 4, 2      # pairs of each defect on the contact sheet, and in one row of it
 # Version 0.1 wrote no version, and had these words for two values of --reweight.
 REWEIGHT_0_1 = {"paper": "adaptive", "literal": "paper"}
@@ -34,7 +35,7 @@ class PairFolder:
     image is dropped. Raises ValueError if the folder was made with other options.
     """
 
-    def __init__(self, folder: Path, options: dict | None = None):
+    def __init__(self, folder: Path, options: dict[str, Any] | None = None):
         """options: how the pairs are made, by name; a second command must give the same."""
         if folder.exists() and not folder.is_dir():
             raise FileExistsError(f"{folder}: is a file; --out takes a folder")
@@ -47,7 +48,7 @@ class PairFolder:
 
     def _check_options(self) -> None:
         path = self.folder / "_meta" / "config.json"
-        self._before = {}
+        self._before: dict[str, Any] = {}
         if not path.is_file():
             return
         try:
@@ -58,12 +59,14 @@ class PairFolder:
             before["reweight"] = REWEIGHT_0_1.get(before.get("reweight"), before.get("reweight"))
         for name, value in self.options.items():
             if before.get(name) != value:
-                raise ValueError(f"--{name.replace('_', '-')}: {value!r}, but the pairs in {self.folder} "
-                                 f"were made with {before.get(name)!r}; use that or choose another --out")
+                raise ValueError(
+                    f"--{name.replace('_', '-')}: {value!r}, but the pairs in {self.folder} "
+                    f"were made with {before.get(name)!r}; use that or choose another --out")
 
     def _names(self, defect: Defect, k: int) -> tuple[str, str]:
         object_, name = slug(defect.object), slug(defect.name)
-        return f"{object_}/test/{name}/{k:05d}.png", f"{object_}/ground_truth/{name}/{k:05d}_mask.png"
+        return (f"{object_}/test/{name}/{k:05d}.png",
+                f"{object_}/ground_truth/{name}/{k:05d}_mask.png")
 
     def done(self, defect: Defect, k: int) -> bool:
         """True if pair k is complete."""
@@ -79,8 +82,9 @@ class PairFolder:
             write_rows(self._manifest, COLUMNS, self._rows)
             self._started = True
         image_name, mask_name = self._names(defect, k)
-        row = {"image": image_name, "mask": mask_name, "object": defect.object, "defect": defect.name,
-               "k": k, "try": 0, "seed": seed, "normal": str(target.normal.path),
+        row = {"image": image_name, "mask": mask_name, "object": defect.object,
+               "defect": defect.name, "k": k, "try": 0, "seed": seed,
+               "normal": str(target.normal.path),
                "mask_source": target.source, "change": f"{change:.6g}"}
         write_image(self.folder / mask_name, target.mask.astype(np.uint8) * 255)
         append_rows(self._manifest, COLUMNS, [row])
@@ -101,17 +105,20 @@ class PairFolder:
 
     def _sheet_rows(self, size: int) -> Iterator[tuple[str, list[np.ndarray]]]:
         """The first pairs of each defect, A_ROW to a row."""
-        for (object_, name), group in groupby(self._rows, key=lambda row: (row["object"], row["defect"])):
+        defects = groupby(self._rows, key=lambda row: (row["object"], row["defect"]))
+        for (object_, name), group in defects:
             chosen = list(islice(group, ON_SHEET))
             for i in range(0, len(chosen), A_ROW):
                 some = chosen[i:i + A_ROW]
-                numbers = ", ".join(f"{int(row['k']):05d} (change {float(row['change']):.3f})" for row in some)
+                numbers = ", ".join(f"{int(row['k']):05d} (change {float(row['change']):.3f})"
+                                    for row in some)
                 tiles = [tile for row in some for tile in self._tiles(row, size)]
                 yield f"{object_}/{name}  {numbers}", tiles
 
-    def _tiles(self, row: dict, size: int) -> list[np.ndarray]:
+    def _tiles(self, row: dict[str, str], size: int) -> list[np.ndarray]:
         """The photograph with the crop framed, then the crop: before, mask, after."""
-        after, mask = read_photograph(self.folder / row["image"]), read_mask(self.folder / row["mask"])
+        after = read_photograph(self.folder / row["image"])
+        mask = read_mask(self.folder / row["mask"])
         before = read_photograph(Path(row["normal"]))
         crop = defect_crop(mask, size)
         window = crop.inside(*mask.shape)

@@ -1,4 +1,4 @@
-"""Where a mask goes in a normal photograph: the size in pixels and the relative place of a training mask."""
+"""Where a mask goes in a photograph: with a training mask's size in pixels and relative place."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +37,9 @@ def mask_patch(mask: np.ndarray, size: int, source: str) -> MaskPatch:
     """
     left, top, right, bottom = box(mask)
     room = mask.shape[1] - (right - left), mask.shape[0] - (bottom - top)
-    place = tuple(start / free if free else 0.5 for start, free in zip((left, top), room))
-    return MaskPatch(mask[top:bottom, left:right], place, defect_crop(mask, size).side, source)
+    across, down = (start / free if free else 0.5 for start, free in zip((left, top), room))
+    side = defect_crop(mask, size).side
+    return MaskPatch(mask[top:bottom, left:right], (across, down), side, source)
 
 
 def training_patches(examples: tuple[Example, ...], size: int) -> list[MaskPatch]:
@@ -68,7 +69,8 @@ def placed(patch: MaskPatch, normal: Normal) -> np.ndarray:
     """The patch in a mask of the photograph's size, bool (h, w)."""
     mask = np.zeros((normal.height, normal.width), dtype=bool)
     h, w = patch.mask.shape
-    left, top = round(patch.place[0] * (normal.width - w)), round(patch.place[1] * (normal.height - h))
+    left = round(patch.place[0] * (normal.width - w))
+    top = round(patch.place[1] * (normal.height - h))
     mask[top:top + h, left:left + w] = patch.mask
     return mask
 
@@ -76,13 +78,14 @@ def placed(patch: MaskPatch, normal: Normal) -> np.ndarray:
 def find_normals(path: Path) -> list[Normal]:
     """A photograph, or the photographs of a folder; only their headers are read."""
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file or folder; --normals takes defect-free photographs")
+        raise FileNotFoundError(
+            f"{path}: no such file or folder; --normals takes defect-free photographs")
     normals = []
     for file in image_files(path) if path.is_dir() else [path]:
         try:
             with Image.open(file) as image:
                 width, height = image.size
-                turned = image.getexif().get(0x0112, 1) >= 5    # EXIF orientations 5..8 swap the sides
+                turned = image.getexif().get(0x0112, 1) >= 5    # EXIF orientation: 5..8 swap sides
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as err:
             raise ValueError(f"{file}: cannot be read as a photograph ({err}); "
                              f"replace or remove it") from None
@@ -91,18 +94,21 @@ def find_normals(path: Path) -> list[Normal]:
 
 
 def read_mask_files(path: Path, normals: list[Normal]) -> list[tuple[Path, np.ndarray]]:
-    """A mask file, or those of a folder; each must have the size of a photograph and hold a defect."""
+    """A mask file, or those of a folder; each must be a photograph's size and hold a defect."""
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file or folder; --masks takes learned, train, or mask files")
+        raise FileNotFoundError(
+            f"{path}: no such file or folder; --masks takes learned, train, or mask files")
     sizes = {(n.height, n.width) for n in normals}
     masks = []
     for file in image_files(path) if path.is_dir() else [path]:
         mask = read_mask(file)
         if not mask.any():
-            raise ValueError(f"{file}: no defect in it, every pixel is background; draw the mask or remove it")
+            raise ValueError(
+                f"{file}: no defect in it, every pixel is background; draw the mask or remove it")
         if mask.shape not in sizes:
             height, width = sorted(sizes)[0]
-            raise ValueError(f"{file}: {mask.shape[1]}x{mask.shape[0]} pixels, but no photograph has that size "
-                             f"(the first has {width}x{height}); draw it over the photograph it is for")
+            raise ValueError(
+                f"{file}: {mask.shape[1]}x{mask.shape[0]} pixels, but no photograph has that size "
+                f"(the first has {width}x{height}); draw it over the photograph it is for")
         masks.append((file, mask))
     return masks

@@ -1,8 +1,7 @@
 """What is random about a pair, and what comes of it: a photograph and the mask to paint in it.
 
 All of it comes from one generator, seeded with [seed, crc32("object/defect"), k, 0], so that a pair
-depends on no other pair, defect or process. (The last number counts the tries of a pair; it has
-one.)
+depends on no other pair, defect or process. (The last number counts a pair's tries: it has one.)
 """
 
 from dataclasses import dataclass

@@ -4,7 +4,7 @@ import csv
 import errno
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,16 +20,16 @@ def naming_full_disk(path: Path) -> Iterator[None]:
     """What fails to be written to path names it and the remedy, where the system names neither."""
     try:
         yield
-    except (OSError, SafetensorError) as err:       # safetensors' is no OSError, even if the disk is full
-        full = isinstance(err, SafetensorError) or err.errno in (errno.ENOSPC, errno.EDQUOT)
-        if not full:
+    except (OSError, SafetensorError) as err:   # a full disk is no OSError when safetensors says it
+        if isinstance(err, OSError) and err.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise OSError(f"{path}: not written: {err}; make room on the disk, or give another --out") from None
+        raise OSError(
+            f"{path}: not written: {err}; make room on the disk, or give another --out") from None
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`; renamed to it when the block ends well, removed when it fails."""
+    """A temporary path beside `path`; renamed to it if the block ends well, removed if it fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")     # one name: a killed run's is overwritten
     try:
@@ -58,7 +58,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 
 
 def _sort_metadata(path: Path) -> None:
-    """Rewrite a safetensors header with its metadata in order: the library's order changes from run to run."""
+    """Rewrite a safetensors header with its metadata in order: the library's varies by process."""
     with open(path, "r+b") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
@@ -68,13 +68,13 @@ def _sort_metadata(path: Path) -> None:
         file.write(text.ljust(length))      # the format pads its header with spaces
 
 
-def write_json(path: Path, content: dict) -> None:
+def write_json(path: Path, content: Mapping[str, object]) -> None:
     """Indented JSON."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def write_rows(path: Path, columns: list[str], rows: list[dict]) -> None:
+def write_rows(path: Path, columns: list[str], rows: Iterable[Mapping[str, object]]) -> None:
     """A CSV file with a header."""
     with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
@@ -82,13 +82,13 @@ def write_rows(path: Path, columns: list[str], rows: list[dict]) -> None:
         writer.writerows(rows)
 
 
-def append_rows(path: Path, columns: list[str], rows: list[dict]) -> None:
+def append_rows(path: Path, columns: list[str], rows: Iterable[Mapping[str, object]]) -> None:
     """More rows for a CSV file that exists; a torn last line is the reader's to drop."""
     with naming_full_disk(path), open(path, "a", newline="", encoding="utf-8") as file:
         csv.DictWriter(file, columns).writerows(rows)
 
 
-def read_rows(path: Path, columns: list[str]) -> list[dict]:
+def read_rows(path: Path, columns: list[str]) -> list[dict[str, str]]:
     """The whole rows of a CSV file; [] if there is none. A line torn by a kill is left out."""
     if not path.is_file():
         return []

@@ -1,7 +1,6 @@
 """The story of training: photographs with masks -> a run. `python tools/train_embed.py` tells it.
 
-    views -> latent-to-RGB map -> e_a and E by masked textual inversion -> guidance -> e_m ->
-    preview
+    views -> latent-to-RGB -> e_a and E by masked textual inversion -> guidance -> e_m -> preview
 """
 
 import logging
@@ -11,10 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from anomaly.dataset import Defect, read_example
-from anomaly.embedding import AnomalyEmbedding, MaskEmbedding
+from anomaly.embedding import AnomalyEmbedding, Learner, MaskEmbedding
 from anomaly.painter import Settings
 from anomaly.progress import Report, each, silent
 from anomaly.runs import run_folder
@@ -23,9 +21,9 @@ from anomaly.runs.guidance import strength_of
 from anomaly.runs.preview import preview_row
 from anomaly.runs.run_folder import Run
 from anomaly.runs.sheets import sheet
-from anomaly.runs.views import fit_latent_to_rgb, mask_views, random_views
 from anomaly.sampler import STEPS, Guidance
 from anomaly.train import Views, textual_inversion
+from anomaly.views import fit_latent_to_rgb, mask_views, random_views
 from ldm.model import StableDiffusion
 
 BATCH_SIZE = 4                          # views a step
@@ -35,11 +33,12 @@ log = logging.getLogger(__name__)
 
 
 def default_steps(sd: StableDiffusion) -> int:
-    """Training steps a defect where none are given. Stable Diffusion's usual ones are 1,000 to 3,000."""
+    """Training steps a defect where none are given. Usual for Stable Diffusion: 1,000 to 3,000."""
     return SD_STEPS if sd.text_encoder.config.width >= SD_WIDTH else SMALL_STEPS
 
 
-def describe_run(sd: StableDiffusion, defects: list[Defect], size: int, options: dict) -> dict:
+def describe_run(sd: StableDiffusion, defects: list[Defect], size: int,
+                 options: dict[str, object]) -> dict[str, object]:
     """config.json of the run."""
     return {"options": options, "size": size, "weights_sha256": sd.fingerprint(),
             "prediction_type": "v" if sd.schedule.config.v_prediction else "eps",
@@ -48,8 +47,8 @@ def describe_run(sd: StableDiffusion, defects: list[Defect], size: int, options:
             "defects": run_folder.describe(defects)}
 
 
-def train_stage(run: Run, stage: str, sd: StableDiffusion, views: dict[str, Views], learner: nn.Module,
-                steps: int, batch_size: int, seed: int, report: Report) -> None:
+def train_stage(run: Run, stage: str, sd: StableDiffusion, views: dict[str, Views],
+                learner: Learner, steps: int, batch_size: int, seed: int, report: Report) -> None:
     """Run the loop from the last saved state to the end, saving on the way."""
     optimizer = torch.optim.Adam(learner.rates(sd))
     start, end = run_folder.load_state(run, stage, learner, optimizer), steps * len(views)
@@ -64,8 +63,8 @@ def train_stage(run: Run, stage: str, sd: StableDiffusion, views: dict[str, View
             records = []
 
 
-def find_guidance(sd: StableDiffusion, defects: list[Defect], learner: AnomalyEmbedding, settings: Settings,
-                  report: Report) -> dict[str, float]:
+def find_guidance(sd: StableDiffusion, defects: list[Defect], learner: AnomalyEmbedding,
+                  settings: Settings, report: Report) -> dict[str, float]:
     """The scale of each defect at which its contrast is that of its photographs, by stem."""
     found = {}
     for defect in each(defects, "finding the guidance", len(defects), report):
@@ -77,8 +76,9 @@ def find_guidance(sd: StableDiffusion, defects: list[Defect], learner: AnomalyEm
 
 
 def learn(sd: StableDiffusion, defects: list[Defect], out: Path, *, steps: int | None = None,
-          batch_size: int = BATCH_SIZE, size: int | None = None, flip: bool = True, mask_model: bool = True,
-          seed: int = 0, resume: bool = False, options: dict | None = None, report: Report = silent) -> Run:
+          batch_size: int = BATCH_SIZE, size: int | None = None, flip: bool = True,
+          mask_model: bool = True, seed: int = 0, resume: bool = False,
+          options: dict[str, object] | None = None, report: Report = silent) -> Run:
     """Learn every defect, then the masks of each, into the folder out; returns the run.
 
     steps: a defect; None: default_steps, or with resume the run's own. batch_size: views a step.
@@ -96,8 +96,8 @@ def learn(sd: StableDiffusion, defects: list[Defect], out: Path, *, steps: int |
     if steps is None:
         steps = run_folder.read_run(out).config["options"]["steps"] if resume else default_steps(sd)
     run = run_folder.start_run(out, describe_run(sd, defects, pixels, {
-        "weights": sd.source, "steps": steps, "batch_size": batch_size, "size": size, "no_flip": not flip,
-        "no_masks": not mask_model, "seed": seed, **(options or {})}), resume)
+        "weights": sd.source, "steps": steps, "batch_size": batch_size, "size": size,
+        "no_flip": not flip, "no_masks": not mask_model, "seed": seed, **(options or {})}), resume)
 
     to_rgb = fit_latent_to_rgb(sd, defects, pixels, report)
     run_folder.save_module(run, "latent_to_rgb", {"latent_to_rgb": to_rgb})
@@ -119,7 +119,9 @@ def learn(sd: StableDiffusion, defects: list[Defect], out: Path, *, steps: int |
         run_folder.save_vectors(run, "mask_embeddings", "-mask", masks.e_m)
     run_folder.sort_losses(run)
 
-    rows = [preview_row(sd, d, learner, masks, replace(settings, guidance=Guidance(guidance[d.stem], uncond)))
-            for d in each(defects, "drawing the preview", len(defects), report)]
+    rows = []
+    for defect in each(defects, "drawing the preview", len(defects), report):
+        found = replace(settings, guidance=Guidance(guidance[defect.stem], uncond))
+        rows.append(preview_row(sd, defect, learner, masks, found))
     write_image(run.preview, sheet(rows))
     return run

@@ -1,4 +1,4 @@
-"""RUN/preview.jpg: each defect's training crops, what the run paints there from fixed noise, drawn masks."""
+"""RUN/preview.jpg: of each defect the training crops, what is painted there, and drawn masks."""
 
 import numpy as np
 import torch
@@ -8,7 +8,7 @@ from anomaly.embedding import AnomalyEmbedding, MaskEmbedding
 from anomaly.mask_model import sample_masks
 from anomaly.painter import Settings, context_of, paint_crops
 from anomaly.runs.sheets import mask_pixels, to_pixels
-from anomaly.runs.views import training_views
+from anomaly.views import training_views
 from ldm.model import StableDiffusion
 
 SHOWN = 3       # photographs and masks a defect
@@ -22,9 +22,11 @@ def preview_row(sd: StableDiffusion, defect: Defect, learner: AnomalyEmbedding,
     grey = [read_photograph(example.image).ndim == 2 for example in defect.examples[:SHOWN]]
     shape = (SHOWN, sd.unet.config.latent_channels, *views[0].cells.shape)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    context, pictures = context_of(sd, learner, defect.stem, torch.stack([v.mask for v in views])), []
-    for view, painted, is_grey in zip(views, paint_crops(sd, views, context, noise[:len(views)], settings), grey):
-        pictures += [to_pixels(view.image, is_grey), to_pixels(painted, is_grey)]
+    context = context_of(sd, learner, defect.stem, torch.stack([v.mask for v in views]))
+    painted = paint_crops(sd, views, context, noise[:len(views)], settings)
+    pictures = []
+    for view, image, is_grey in zip(views, painted, grey):
+        pictures += [to_pixels(view.image, is_grey), to_pixels(image, is_grey)]
     if masks is not None:
         drawn = sample_masks(sd, masks.e_m[defect.stem], noise.to(sd.device), settings.steps)
         pictures += [mask_pixels(mask) for mask in drawn]

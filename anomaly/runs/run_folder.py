@@ -1,19 +1,20 @@
 """The folder of a training run: what was asked, what was learned, and what resuming needs.
 
-    RUN/config.json                               options, versions, checkpoint hash, every training file
+    RUN/config.json                               options, versions, checkpoint hash, training files
     RUN/loss.csv                                  a row a step
-    RUN/embeddings/OBJECT-DEFECT.safetensors      e_a, one tensor under "<object-defect>": opens in diffusers
-    RUN/mask_embeddings/OBJECT-DEFECT.safetensors e_m, under "<object-defect-mask>"
+    RUN/embeddings/OBJECT-DEFECT.safetensors      e_a under "<object-defect>": diffusers opens it
+    RUN/mask_embeddings/OBJECT-DEFECT.safetensors e_m under "<object-defect-mask>"
     RUN/spatial_encoder.safetensors               E
     RUN/latent_to_rgb.safetensors                 the (4, 3) map of the re-weighting
-    RUN/state/{image,mask}.safetensors            parameters and Adam's moments, their step in the metadata
-    RUN/preview.jpg
+    RUN/state/{image,mask}.safetensors            parameters, Adam's moments; metadata: their step
+    RUN/preview.jpg                               what to judge it by
 """
 
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,7 +27,7 @@ from anomaly.runs.atomic_files import append_rows, read_rows, write_json, write_
 from anomaly.train import Record
 from ldm.model import StableDiffusion
 
-LOSS_COLUMNS = ["stage", "step", "defect", "loss", "e_a", "e_s", "e_m"]    # e_*: norms, in norms of a word
+LOSS_COLUMNS = ["stage", "step", "defect", "loss", "e_a", "e_s", "e_m"]     # e_*: in words' norms
 SAVE_EVERY = 100        # steps between states
 
 
@@ -35,7 +36,7 @@ class Run:
     """A run's folder and its config.json."""
 
     folder: Path
-    config: dict
+    config: dict[str, Any]
 
     @property
     def preview(self) -> Path:
@@ -51,7 +52,7 @@ class Run:
                 for d in self.config["defects"]]
 
 
-def describe(defects: list[Defect]) -> list[dict]:
+def describe(defects: list[Defect]) -> list[dict[str, Any]]:
     """Defects for config.json, paths absolute."""
     return [{"object": d.object, "defect": d.name,
              "normals": None if d.normals is None else str(d.normals.resolve()),
@@ -77,17 +78,17 @@ def read_run(folder: Path) -> Run:
 
 
 def check_out(folder: Path, resume: bool) -> None:
-    """Raises FileExistsError or FileNotFoundError if a run is there without resume, or none with it."""
+    """FileExistsError or FileNotFoundError if a run is there without resume, or none with it."""
     if resume:
         read_run(folder)
     elif (folder / "config.json").exists():
-        raise FileExistsError(f"{folder}: holds a training run already; continue it with --resume or "
-                              f"choose another --out")
+        raise FileExistsError(f"{folder}: holds a training run already; continue it with --resume "
+                              f"or choose another --out")
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder}: is a file; --out takes a folder")
 
 
-def start_run(folder: Path, config: dict, resume: bool) -> Run:
+def start_run(folder: Path, config: dict[str, Any], resume: bool) -> Run:
     """Create the run, or find the one to resume; config as it is to be written.
 
     Raises ValueError if the one to resume was made with other options (--steps may grow, the
@@ -101,11 +102,11 @@ def start_run(folder: Path, config: dict, resume: bool) -> Run:
     for name, value in config["options"].items():
         before = old.config["options"].get(name)
         if name not in ("steps", "weights") and value != before:
-            raise ValueError(f"--{name.replace('_', '-')}: {value!r}, but the run in {folder} was made "
-                             f"with {before!r}; resume with that or train into another --out")
+            raise ValueError(f"--{name.replace('_', '-')}: {value!r}, but the run in {folder} was "
+                             f"made with {before!r}; resume with that or train into another --out")
     if config["prediction_type"] != old.config["prediction_type"]:
-        raise ValueError(f"--prediction-type: found to be {config['prediction_type']}, but the run in {folder} was "
-                         f"made with {old.config['prediction_type']}; give that")
+        raise ValueError(f"--prediction-type: found to be {config['prediction_type']}, but the run "
+                         f"in {folder} was made with {old.config['prediction_type']}; give that")
     if config["defects"] != old.config["defects"]:
         raise ValueError(f"--data: the training files differ from those in {folder}/config.json; "
                          f"restore them or train into another --out")
@@ -122,8 +123,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: not found; training did not finish, run train_embed.py with "
-                                f"--resume") from None
+        raise FileNotFoundError(f"{path}: not found; training did not finish, run train_embed.py "
+                                f"with --resume") from None
     except (SafetensorError, OSError) as err:
         raise ValueError(f"{path}: damaged ({err}); train again") from None
 
@@ -134,9 +135,8 @@ def save_state(run: Run, stage: str, learner: nn.Module, optimizer: torch.optim.
     append_rows(run.folder / "loss.csv", LOSS_COLUMNS, [
         {"stage": stage, "step": r.step, "defect": r.stem, "loss": f"{r.loss:.6g}",
          **{name: f"{norm:.4g}" for name, norm in r.norms.items()}} for r in records])
-    tensors = {}
+    tensors: dict[str, Tensor] = dict(learner.named_parameters())
     for name, parameter in learner.named_parameters():
-        tensors[name] = parameter
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"{name}|{key}"] = value
     write_tensors(run.folder / "state" / f"{stage}.safetensors", tensors, {"step": str(step)})
@@ -153,17 +153,17 @@ def load_state(run: Run, stage: str, learner: nn.Module, optimizer: torch.optim.
         raise ValueError(f"{path}: not this run's state; train again into another folder")
     for name, parameter in parameters.items():
         parameter.data.copy_(tensors[name])
-        moments = {key.split("|")[1]: value for key, value in tensors.items() if key.startswith(name + "|")}
-        if moments:     # a defect that had no turn yet has none
-            optimizer.state[parameter] = {
-                key: value if key == "step" else value.to(parameter.device) for key, value in moments.items()}
+        optimizer.state[parameter] = {      # empty for a defect that had no turn yet
+            key.split("|")[1]: value if key.endswith("|step") else value.to(parameter.device)
+            for key, value in tensors.items() if key.startswith(name + "|")}
     return int(metadata["step"])
 
 
 def open_losses(run: Run, stage: str, step: int) -> None:
-    """Make loss.csv end where the state does: this stage's rows up to step, and all other stages'."""
+    """Make loss.csv end where the state does: this stage's rows up to step, and all of others."""
     path = run.folder / "loss.csv"
-    rows = [r for r in read_rows(path, LOSS_COLUMNS) if r["stage"] != stage or int(r["step"]) <= step]
+    rows = [r for r in read_rows(path, LOSS_COLUMNS)
+            if r["stage"] != stage or int(r["step"]) <= step]
     write_rows(path, LOSS_COLUMNS, rows)
 
 
@@ -174,9 +174,11 @@ def sort_losses(run: Run) -> None:
     write_rows(path, LOSS_COLUMNS, rows)
 
 
-def _metadata(run: Run, **more: str) -> dict[str, str]:
-    return {"format": "pt", "prompt": PROMPT, "steps": str(run.config["options"]["steps"]),
-            "weights_sha256": run.config["weights_sha256"], **more}
+def save_module(run: Run, name: str, tensors: dict[str, Tensor], **more: str) -> None:
+    """RUN/name.safetensors: the spatial encoder, the latent-to-RGB map, or a defect's vectors."""
+    write_tensors(run.folder / f"{name}.safetensors", tensors, {
+        "format": "pt", "prompt": PROMPT, "steps": str(run.config["options"]["steps"]),
+        "weights_sha256": run.config["weights_sha256"], **more})
 
 
 def save_vectors(run: Run, folder: str, suffix: str, vectors: nn.ParameterDict,
@@ -188,54 +190,48 @@ def save_vectors(run: Run, folder: str, suffix: str, vectors: nn.ParameterDict,
     for defect in run.defects:
         key = f"<{defect.stem.lower()}{suffix}>"
         more = {} if guidance is None else {"guidance": str(guidance[defect.stem])}
-        write_tensors(run.folder / folder / f"{defect.stem}.safetensors", {key: vectors[defect.stem].float()},
-                      _metadata(run, object=defect.object, defect=defect.name, **more))
+        save_module(run, f"{folder}/{defect.stem}", {key: vectors[defect.stem].float()},
+                    object=defect.object, defect=defect.name, **more)
 
 
-def _check_steps(run: Run, path: Path, metadata: dict[str, str]) -> None:
+def _load(run: Run, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of RUN/name.safetensors; ValueError if it is older than config.json."""
+    path = run.folder / f"{name}.safetensors"
+    tensors, metadata = read_tensors(path)
     found, expected = metadata.get("steps"), str(run.config["options"]["steps"])
     if found != expected:
         raise ValueError(f"{path}: after {found} steps of {expected}; training did not finish, "
                          f"run train_embed.py with --resume")
-
-
-def load_vectors(run: Run, folder: str, defect: Defect) -> Tensor:
-    """The (k, d) vectors of a defect; ValueError if they are older than config.json."""
-    path = run.folder / folder / f"{defect.stem}.safetensors"
-    tensors, metadata = read_tensors(path)
-    _check_steps(run, path, metadata)
-    return next(iter(tensors.values()))
-
-
-def load_guidance(run: Run, defect: Defect) -> float:
-    """The guidance scale that training found for a defect; ValueError if there is none."""
-    path = run.folder / "embeddings" / f"{defect.stem}.safetensors"
-    metadata = read_tensors(path)[1]
-    _check_steps(run, path, metadata)
-    if "guidance" not in metadata:
-        raise ValueError(f"{path}: no guidance in its metadata; give --guidance, or run train_embed.py with --resume")
-    return float(metadata["guidance"])
-
-
-def save_module(run: Run, name: str, tensors: dict[str, Tensor]) -> None:
-    """RUN/name.safetensors: the spatial encoder, or the latent-to-RGB map."""
-    write_tensors(run.folder / f"{name}.safetensors", tensors, _metadata(run))
+    return tensors, metadata
 
 
 def load_module(run: Run, name: str) -> dict[str, Tensor]:
     """What save_module wrote; ValueError if it is older than config.json."""
-    path = run.folder / f"{name}.safetensors"
-    tensors, metadata = read_tensors(path)
-    _check_steps(run, path, metadata)
-    return tensors
+    return _load(run, name)[0]
+
+
+def load_vectors(run: Run, folder: str, defect: Defect) -> Tensor:
+    """The (k, d) vectors of a defect; ValueError if they are older than config.json."""
+    return next(iter(load_module(run, f"{folder}/{defect.stem}").values()))
+
+
+def load_guidance(run: Run, defect: Defect) -> float:
+    """The guidance scale that training found for a defect; ValueError if there is none."""
+    name = f"embeddings/{defect.stem}"
+    metadata = _load(run, name)[1]
+    if "guidance" not in metadata:
+        raise ValueError(f"{run.folder / name}.safetensors: no guidance in its metadata; give "
+                         f"--guidance, or run train_embed.py with --resume")
+    return float(metadata["guidance"])
 
 
 def check_weights(run: Run, source: str, sha256: str) -> None:
-    """ValueError if the checkpoint at source, with this fingerprint, is not the one the run was made with."""
+    """ValueError if the checkpoint at source, with this fingerprint, is not the run's."""
     made_with = run.config["weights_sha256"]
     if sha256 != made_with:
-        raise ValueError(f"{run.folder}: made with another model than {source} (sha256 {made_with[:12]}, "
-                         f"found {sha256[:12]}); use the model of the run or train again")
+        raise ValueError(
+            f"{run.folder}: made with another model than {source} (sha256 {made_with[:12]}, "
+            f"found {sha256[:12]}); use the model of the run or train again")
 
 
 def load_learner(run: Run, sd: StableDiffusion, defects: list[Defect]) -> AnomalyEmbedding:

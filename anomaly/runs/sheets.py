@@ -10,7 +10,7 @@ LABEL = 16      # pixels for the line of text above a row
 
 
 def to_pixels(image: Tensor, grey: bool = False) -> np.ndarray:
-    """(3, h, w) in [-1, 1] -> uint8 (h, w, 3), or (h, w) where the photograph is grey: a decoder has tints."""
+    """(3, h, w) in [-1, 1] -> uint8 (h, w, 3), or (h, w) without the tints of a decoder if grey."""
     pixels = ((image.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
     return np.asarray(Image.fromarray(pixels).convert("L")) if grey else pixels
 
@@ -26,7 +26,8 @@ def sheet(rows: list[tuple[str, list[np.ndarray]]]) -> np.ndarray:
         for c, picture in enumerate(pictures):
             tile = Image.fromarray(picture).convert("RGB")
             scale = TILE / max(tile.size)
-            tile = tile.resize([max(1, round(s * scale)) for s in tile.size], Image.Resampling.BICUBIC)
+            size = [max(1, round(s * scale)) for s in tile.size]
+            tile = tile.resize(size, Image.Resampling.BICUBIC)
             canvas.paste(tile, (c * (TILE + 4), top + LABEL))
     return np.asarray(canvas)
 
@@ -35,7 +36,8 @@ def framed(photograph: np.ndarray, left: int, top: int, side: int) -> np.ndarray
     """The photograph with a frame drawn round a square, uint8 (h, w, 3)."""
     picture = Image.fromarray(photograph).convert("RGB")
     width = max(1, max(picture.size) // 128)
-    ImageDraw.Draw(picture).rectangle((left, top, left + side, top + side), outline=(255, 64, 64), width=width)
+    square = left, top, left + side, top + side
+    ImageDraw.Draw(picture).rectangle(square, outline=(255, 64, 64), width=width)
     return np.asarray(picture)
 
 

@@ -1,7 +1,7 @@
-"""What is measured on painted defects. Pictures are float (b, 3, h, w) in [-1, 1], masks bool (b,
-h, w), none empty.
+"""What is measured on painted defects.
 
-What is compared must be seen alike: all of it through the VAE, or none.
+Pictures are float (b, 3, h, w) in [-1, 1], masks bool (b, h, w), none empty. What is compared must
+be seen alike: all of it through the VAE, or none.
 """
 
 import torch.nn.functional as F
@@ -24,8 +24,7 @@ def ring(masks: Tensor) -> Tensor:
 
 
 def contrast_energy(pictures: Tensor, masks: Tensor) -> Tensor:
-    """How far the mask's pixels lie from the mean colour of the ring round it, beyond the ring's
-    own: squared.
+    """How far the mask's pixels lie from the ring's mean colour, beyond the ring's own: squared.
 
     mean over m of |x - c|^2 - mean over the ring of |x - c|^2, c the ring's mean colour; near 0 for
     a surface without defect, where it may be below. The contrast of several pictures is the root of
@@ -38,5 +37,5 @@ def contrast_energy(pictures: Tensor, masks: Tensor) -> Tensor:
 
 
 def contrast(pictures: Tensor, masks: Tensor) -> float:
-    """Contrast of several pictures together, in units of [-1, 1]: the root of the mean of contrast_energy."""
+    """Contrast of pictures together, in units of [-1, 1]: the root of the mean contrast_energy."""
     return float(contrast_energy(pictures, masks).mean().clamp_min(0).sqrt())

@@ -1,4 +1,4 @@
-"""How long `weights.load` takes beside diffusers, and how much memory it needs beside the weights' size."""
+"""The time of `weights.load` beside diffusers', and its memory beside the size of the weights."""
 
 import multiprocessing
 import statistics
@@ -25,12 +25,13 @@ class Loading:
     size: int           # bytes of the weights in float32
     ours: float
     theirs: float
-    peaks: dict[torch.dtype, float]     # anonymous memory above the start over the size of the weights
+    peaks: dict[torch.dtype, float]     # anonymous memory above the start, over that size
 
     def cells(self) -> list[str]:
         """For the table."""
         return [f"{self.size / 2 ** 30:.2f} GiB", f"{self.ours:.2f} s", f"{self.theirs:.2f} s",
-                f"{self.ours / self.theirs:.2f}", *(f"{peak:.2f} x" for peak in self.peaks.values())]
+                f"{self.ours / self.theirs:.2f}",
+                *(f"{peak:.2f} x" for peak in self.peaks.values())]
 
     def __str__(self) -> str:
         return ", ".join(f"{name} {cell}" for name, cell in zip(self.COLUMNS, self.cells()))
@@ -69,7 +70,10 @@ def anonymous() -> int:
 
 
 def peak(path: Path, dtype: torch.dtype) -> tuple[int, float]:
-    """(bytes of the weights, peak of anonymous memory above the start over them); a fresh process runs this."""
+    """(bytes of the weights, peak of anonymous memory above the start over them).
+
+    A fresh process runs this.
+    """
     touch((nn.Linear(8, 8, dtype=dtype),))      # torch's own first allocations are not the loader's
     start, highest, done = anonymous(), 0, threading.Event()
 

@@ -1,5 +1,4 @@
-"""Write a diffusers folder's weights as the original single file: the way back, with a map of its
-own.
+"""Write a diffusers folder as the original single file: the way back, with a map of its own.
 
 weights/layouts.py lists the single file's names row by row; here they follow from the positions of
 the blocks. The benchmark has diffusers read the file first, so that our loader is not tested
@@ -13,11 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-RESNET = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
-          "conv2": "out_layers.3", "conv_shortcut": "skip_connection"}
+RESNET = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1",
+          "norm2": "out_layers.0", "conv2": "out_layers.3", "conv_shortcut": "skip_connection"}
 ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
-LAYER = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj",
-         "self_attn.out_proj": "attn.out_proj"}
+LAYER = {"layer_norm1": "ln_1", "self_attn.out_proj": "attn.out_proj", "layer_norm2": "ln_2",
+         "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}
+ENDS = {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
+        "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2"}
 
 
 def _renamed(name: str, names: dict[str, str]) -> str:
@@ -30,15 +31,15 @@ def _renamed(name: str, names: dict[str, str]) -> str:
 
 def unet_key(key: str) -> str:
     """A key of unet/diffusion_pytorch_model.safetensors -> the original's, without its prefix."""
-    block = re.match(r"(down|up)_blocks\.(\d)\.(resnets|attentions|downsamplers|upsamplers)\.(\d)\.(.*)", key)
+    block = re.match(r"(down|up)_blocks\.(\d)"
+                     r"\.(resnets|attentions|downsamplers|upsamplers)\.(\d)\.(.*)", key)
     if block is None:
         middle = re.match(r"mid_block\.(resnets|attentions)\.(\d)\.(.*)", key)
         if middle is not None:
             kind, j, rest = middle.groups()
             number = 1 if kind == "attentions" else 2 * int(j)
             return f"middle_block.{number}.{_renamed(rest, RESNET) if kind == 'resnets' else rest}"
-        return _renamed(key, {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
-                              "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2"})
+        return _renamed(key, ENDS)
     way, i, kind, j, rest = block.groups()
     i, j = int(i), int(j)
     if kind == "downsamplers":
@@ -68,7 +69,8 @@ def open_clip(text: dict[str, Tensor]) -> dict[str, Tensor]:
     layers = 1 + max(int(key.split(".")[2]) for key in text if key.startswith("encoder.layers."))
     out = {"token_embedding.weight": text["embeddings.token_embedding.weight"],
            "positional_embedding": text["embeddings.position_embedding.weight"],
-           "ln_final.weight": text["final_layer_norm.weight"], "ln_final.bias": text["final_layer_norm.bias"],
+           "ln_final.weight": text["final_layer_norm.weight"],
+           "ln_final.bias": text["final_layer_norm.bias"],
            "text_projection": torch.randn(width, width), "logit_scale": torch.tensor(4.6)}
     for n in range(layers):
         layer = {key.removeprefix(f"encoder.layers.{n}."): tensor for key, tensor in text.items()
@@ -80,12 +82,13 @@ def open_clip(text: dict[str, Tensor]) -> dict[str, Tensor]:
             out[f"transformer.resblocks.{n}.{_renamed(key, LAYER)}"] = tensor
     last = {key: tensor for key, tensor in out.items() if f"resblocks.{layers - 1}." in key}
     for key, tensor in last.items():
-        out[key.replace(f"resblocks.{layers - 1}.", f"resblocks.{layers}.")] = torch.randn_like(tensor)
+        key = key.replace(f"resblocks.{layers - 1}.", f"resblocks.{layers}.")
+        out[key] = torch.randn_like(tensor)
     return out
 
 
 def write_original(folder: Path, path: Path, second: bool) -> None:
-    """The three weight files of a diffusers folder -> one original file; second: SD 2.x, with OpenCLIP."""
+    """The weights of a diffusers folder -> one original file; second: SD 2.x, with OpenCLIP."""
     out = {f"model.diffusion_model.{unet_key(key)}": tensor for key, tensor in
            load_file(folder / "unet/diffusion_pytorch_model.safetensors").items()}
     for key, tensor in load_file(folder / "vae/diffusion_pytorch_model.safetensors").items():
@@ -95,8 +98,9 @@ def write_original(folder: Path, path: Path, second: bool) -> None:
     if second:
         out |= {f"cond_stage_model.model.{key}": tensor for key, tensor in open_clip(text).items()}
     else:
-        out |= {f"cond_stage_model.transformer.text_model.{key}": tensor for key, tensor in text.items()}
-        out["cond_stage_model.transformer.text_model.embeddings.position_ids"] = torch.arange(77)[None]
+        prefix = "cond_stage_model.transformer.text_model."
+        out |= {prefix + key: tensor for key, tensor in text.items()}
+        out[f"{prefix}embeddings.position_ids"] = torch.arange(77)[None]
     betas = torch.linspace(0.00085 ** 0.5, 0.012 ** 0.5, 1000, dtype=torch.float64) ** 2
     out["betas"], out["alphas_cumprod"] = betas.float(), torch.cumprod(1 - betas, dim=0).float()
     out["model_ema.decay"] = torch.tensor(0.9999)

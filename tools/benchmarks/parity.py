@@ -1,5 +1,4 @@
-"""bench.py parity: this project's Stable Diffusion beside diffusers' and transformers', at full
-size.
+"""bench.py parity: our Stable Diffusion beside diffusers' and transformers', at full size.
 
 Random models of the three families are written in each published layout. diffusers and transformers
 read a file and run its parts, then `weights.load` reads the same file and ldm/ runs them; what is
@@ -10,7 +9,7 @@ against diffusers', memory against the size of the weights.
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import diffusers
@@ -39,14 +38,14 @@ Reference = tuple[UNet2DConditionModel, AutoencoderKL, CLIPTextModel]
 
 
 def write_old(folder: Path, path: Path) -> Path:
-    """The folder as old repositories have it: .fp16. files, old names in the VAE, "text_model." before keys."""
+    """The folder as of old: .fp16. files, old names in the VAE, "text_model." before its keys."""
     shutil.copytree(folder, path, ignore=shutil.ignore_patterns("*.safetensors"))
     for part, name in PARTS.items():
         tensors = load_file(folder / part / f"{name}.safetensors")
         out = {}
         for key, tensor in tensors.items():
             for new, old in OLD_ATTENTION.items() if part == "vae" else ():
-                key = key.replace(f"mid_block.attentions.0.{new}.", f"mid_block.attentions.0.{old}.")
+                key = key.replace(f".attentions.0.{new}.", f".attentions.0.{old}.")
             out[f"text_model.{key}" if part == "text_encoder" else key] = tensor.half()
         if part == "text_encoder":
             out["text_model.embeddings.position_ids"] = torch.arange(77)[None]
@@ -65,32 +64,34 @@ def write_single(family: Family, folder: Path, path: Path) -> Path:
 
 
 def read_folder(path: Path, variant: str | None) -> Reference:
-    """diffusers' own loading of a folder, float32; like `load` it reads tokenizer and scheduler, too."""
+    """diffusers' own loading of a folder, float32; as with `load`, also tokenizer and scheduler."""
     pipe = StableDiffusionPipeline.from_pretrained(path, variant=variant, dtype=torch.float32,
                                                    local_files_only=True)
     return pipe.unet, pipe.vae, pipe.text_encoder
 
 
 def read_single(path: Path, folder: Path) -> Reference:
-    """diffusers' own loading of a single file; sizes from the folder, because there is no network."""
+    """diffusers' own loading of a single file; without a network, the sizes are the folder's."""
     pipe = StableDiffusionPipeline.from_single_file(
         str(path), config=str(folder), local_files_only=True, safety_checker=None)
     return pipe.unet, pipe.vae, pipe.text_encoder
 
 
 def check_read_back(reference: Reference, folder: Path) -> None:
-    """RuntimeError unless diffusers found in the single file exactly the weights it was written from."""
+    """RuntimeError unless diffusers found in the single file exactly the weights of the folder."""
     for model, (part, name) in zip(reference, PARTS.items()):
         found, expected = model.state_dict(), load_file(folder / part / f"{name}.safetensors")
         found = {key.removeprefix("text_model."): tensor for key, tensor in found.items()}
-        if found.keys() != expected.keys() or any(not torch.equal(found[k], expected[k]) for k in expected):
-            raise RuntimeError(f"{part}: diffusers reads other weights from the single file than were written; "
-                               f"tools/benchmarks/original_layout.py is wrong")
+        if (found.keys() != expected.keys()
+                or any(not torch.equal(found[key], expected[key]) for key in expected)):
+            raise RuntimeError(f"{part}: diffusers reads other weights from the single file than "
+                               f"were written; tools/benchmarks/original_layout.py is wrong")
 
 
 def pictures(channels: int, height: int, width: int) -> dict[str, Tensor]:
     """A batch of two, noisy and flat: flat ones show a norm's eps, which noise hides."""
-    noise = torch.randn((2, channels, height, width), generator=torch.Generator().manual_seed(1))
+    rng = torch.Generator().manual_seed(1)
+    noise = torch.randn((2, channels, height, width), generator=rng)
     return {"noisy": noise.clamp(-1, 1) if channels == 3 else noise, "flat": 0.3 + 1e-3 * noise}
 
 
@@ -108,7 +109,8 @@ def outputs(text: Callable, unet: Callable, encode: Callable, decode: Callable,
     yield f"DDIM {STEPS}", sample(pictures(4, *GRID)["noisy"][:1], context[:1])
 
 
-def reference_outputs(reference: Reference, scheduler: DDIMScheduler, ids: Tensor) -> dict[str, Tensor]:
+def reference_outputs(reference: Reference, scheduler: DDIMScheduler,
+                      ids: Tensor) -> dict[str, Tensor]:
     """What diffusers and transformers give."""
     unet, vae, text = (model.eval() for model in reference)
     scale = 0.18215
@@ -124,8 +126,10 @@ def reference_outputs(reference: Reference, scheduler: DDIMScheduler, ids: Tenso
         return x_t
 
     with torch.no_grad():
-        return dict(outputs(lambda i: text(i).last_hidden_state, lambda x, t, c: unet(x, t, c).sample, encode,
-                            lambda z: vae.decode(z / scale).sample, sample, ids))
+        return dict(outputs(
+            lambda i: text(i).last_hidden_state, lambda x, t, c: unet(x, t, c).sample,
+            encode, lambda z: vae.decode(z / scale).sample,
+            sample, ids))
 
 
 def our_outputs(sd: StableDiffusion, ids: Tensor) -> dict[str, Tensor]:
@@ -147,9 +151,12 @@ def compare(family: Family, scratch: Path) -> Iterator[tuple[str, dict[str, floa
     folder = scratch / "folder"
     write_folder(family, folder)
     layouts = {
-        "folder": (lambda path: folder, lambda path: read_folder(path, None)),
-        "old folder, .fp16.": (lambda path: write_old(folder, path), lambda path: read_folder(path, "fp16")),
-        "single file": (lambda path: write_single(family, folder, path), lambda path: read_single(path, folder)),
+        "folder": (lambda path: folder,
+                   lambda path: read_folder(path, None)),
+        "old folder, .fp16.": (lambda path: write_old(folder, path),
+                               lambda path: read_folder(path, "fp16")),
+        "single file": (lambda path: write_single(family, folder, path),
+                        lambda path: read_single(path, folder)),
     }
     for number, (layout, (write, read)) in enumerate(layouts.items()):
         path = write(scratch / str(number))
@@ -163,13 +170,21 @@ def compare(family: Family, scratch: Path) -> Iterator[tuple[str, dict[str, floa
         del reference
         found = our_outputs(sd, ids)
         del sd
-        yield layout, {name: largest(found[name], expected[name]) for name in expected}, measure(path, read)
+        differences = {name: largest(found[name], expected[name]) for name in expected}
+        yield layout, differences, measure(path, read)
         if path != folder:
             path.unlink() if path.is_file() else shutil.rmtree(path)
 
 
+def print_table(columns: Collection[str], rows: list[tuple[str, str, list[str]]]) -> None:
+    """Markdown: model and layout, then the columns."""
+    print(f"| model | layout | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 2)}")
+    for model, layout, cells in rows:
+        print(f"| {model} | {layout} | {' | '.join(cells)} |")
+
+
 def main() -> None:
-    """Print the two tables; RuntimeError if a difference or a peak of memory is beyond its limit."""
+    """Print the two tables; RuntimeError if a difference or a peak of memory passes its limit."""
     for package in (diffusers.utils.logging, transformers.utils.logging):
         package.set_verbosity_error()
         package.disable_progress_bar()
@@ -177,20 +192,20 @@ def main() -> None:
     for family in FULL:
         with tempfile.TemporaryDirectory() as scratch:
             for layout, differences, loading in compare(family, Path(scratch)):
-                print(f"{family.name}, {layout}: {max(differences.values()):.1e}; {loading}", file=sys.stderr)
+                print(f"{family.name}, {layout}: {max(differences.values()):.1e}; {loading}",
+                      file=sys.stderr)
                 rows.append((family.name, layout, differences))
                 loads.append((family.name, layout, loading))
-    names = list(rows[0][2])
-    print(f"| model | layout | {' | '.join(names)} |\n|{'---|' * (len(names) + 2)}")
-    for model, layout, differences in rows:
-        print(f"| {model} | {layout} | {' | '.join(f'{differences[name]:.1e}' for name in names)} |")
-    print(f"\n| model | layout | {' | '.join(Loading.COLUMNS)} |\n|{'---|' * (len(Loading.COLUMNS) + 2)}")
-    for model, layout, loading in loads:
-        print(f"| {model} | {layout} | {' | '.join(loading.cells())} |")
+    print_table(rows[0][2], [(model, layout, [f"{value:.1e}" for value in differences.values()])
+                             for model, layout, differences in rows])
+    print()
+    print_table(Loading.COLUMNS, [(model, layout, loading.cells())
+                                  for model, layout, loading in loads])
     worst = max((max(d.values()), model, layout) for model, layout, d in rows)
     if not worst[0] <= LIMIT:
-        raise RuntimeError(f"{worst[1]}, {worst[2]}: largest difference {worst[0]:.1e}, expected {LIMIT} at most")
+        raise RuntimeError(f"{worst[1]}, {worst[2]}: largest difference {worst[0]:.1e}, "
+                           f"expected {LIMIT} at most")
     worst = max((max(loading.peaks.values()), model, layout) for model, layout, loading in loads)
     if not worst[0] <= PEAK_LIMIT:
-        raise RuntimeError(f"{worst[1]}, {worst[2]}: loading takes {worst[0]:.2f} times the memory of the weights, "
-                           f"expected {PEAK_LIMIT} at most")
+        raise RuntimeError(f"{worst[1]}, {worst[2]}: loading takes {worst[0]:.2f} times the memory "
+                           f"of the weights, expected {PEAK_LIMIT} at most")

@@ -1,8 +1,6 @@
-"""Random Stable Diffusions, built by diffusers and transformers: for the benchmarks and for the
-tests.
+"""Random Stable Diffusions, built by diffusers and transformers: for the benchmarks and the tests.
 
-They have learned nothing: what they paint is noise. Biases and norms are random too, so that a part
-left out is seen.
+They have learned nothing and paint noise. Biases and norms are random too: a part left out shows.
 """
 
 import json
@@ -17,12 +15,12 @@ from ldm.tokenizer import vocabulary
 from pretraining.tiny_files import INDEX
 from weights.tokenizers import PUBLISHED, read_merges
 
-MERGES = ["p h", "ph o", "pho t", "phot o</w>", "o f</w>", "c r", "a c", "cr ac", "crac k</w>", "t h",
-          "th e</w>", "b r", "br e", "bre a", "brea k</w>", "i n", "in g</w>", "e r</w>"]
+MERGES = ["p h", "ph o", "pho t", "phot o</w>", "o f</w>", "c r", "a c", "cr ac", "crac k</w>",
+          "t h", "th e</w>", "b r", "br e", "bre a", "brea k</w>", "i n", "in g</w>", "e r</w>"]
 
 
 def byte_vocabulary(merges: list[str]) -> dict[str, int]:
-    """A byte-level vocabulary in CLIP's format: 256 characters, the same at a word's end, merges, ends."""
+    """A byte-level vocabulary as CLIP's: 256 characters, the same at a word's end, merges, ends."""
     return vocabulary([tuple(merge.split()) for merge in merges])
 
 
@@ -39,39 +37,36 @@ def randomise(model: torch.nn.Module, seed: int) -> torch.nn.Module:
 def small_unet(**changes) -> UNet2DConditionModel:
     """Three levels, the last without attention, as in SD; sizes can be changed."""
     torch.manual_seed(0)
-    sizes = dict(
-        sample_size=16, block_out_channels=(32, 64, 64), layers_per_block=1, norm_num_groups=8,
-        cross_attention_dim=32, attention_head_dim=4,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"))
+    sizes = {
+        "sample_size": 16, "block_out_channels": (32, 64, 64), "layers_per_block": 1,
+        "norm_num_groups": 8, "cross_attention_dim": 32, "attention_head_dim": 4,
+        "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D")}
     return randomise(UNet2DConditionModel(**{**sizes, **changes}), 1)
 
 
 def small_vae(**changes) -> AutoencoderKL:
     """f = 4."""
     torch.manual_seed(2)
-    sizes = dict(
-        block_out_channels=(16, 32, 32), layers_per_block=1, norm_num_groups=8, latent_channels=4,
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
-        sample_size=64)
-    sizes = {**sizes, **changes}
+    sizes = {"block_out_channels": (16, 32, 32), "layers_per_block": 1, "norm_num_groups": 8,
+             "latent_channels": 4, "sample_size": 64, **changes}
     levels = len(sizes["block_out_channels"])
-    sizes["down_block_types"] = ("DownEncoderBlock2D",) * levels
-    sizes["up_block_types"] = ("UpDecoderBlock2D",) * levels
-    return randomise(AutoencoderKL(**sizes), 3)
+    return randomise(AutoencoderKL(
+        **sizes, down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels), 3)
 
 
 def small_text_encoder(**changes) -> CLIPTextModel:
     """Context length 77 over the byte-level vocabulary."""
     torch.manual_seed(4)
     size = len(byte_vocabulary(MERGES))
-    sizes = dict(vocab_size=size, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                 num_attention_heads=4, bos_token_id=size - 2, eos_token_id=size - 1)
+    sizes = {"vocab_size": size, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+             "num_attention_heads": 4, "bos_token_id": size - 2, "eos_token_id": size - 1}
     return randomise(CLIPTextModel(CLIPTextConfig(**{**sizes, **changes})), 5)
 
 
 def make_prompt_matter(unet: UNet2DConditionModel, gain: float = 6.0) -> UNet2DConditionModel:
-    """Scale up what the cross-attentions add: in a random U-Net the prompt hardly reaches the output."""
+    """Scale up what cross-attentions add: random U-Nets hardly carry the prompt to the output."""
     with torch.no_grad():
         for name, parameter in unet.named_parameters():
             if "attn2.to_out" in name:
@@ -88,9 +83,10 @@ def write_tokenizer(folder: Path, merges: list[str]) -> None:
 
 def write_scheduler(folder: Path, prediction_type: str = "epsilon") -> None:
     """folder/scheduler with the constants of every published Stable Diffusion 1 and 2."""
-    DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
-                  steps_offset=1, set_alpha_to_one=False,
-                  prediction_type=prediction_type).save_pretrained(folder / "scheduler")
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+        steps_offset=1, set_alpha_to_one=False, prediction_type=prediction_type)
+    scheduler.save_pretrained(folder / "scheduler")
 
 
 def save_checkpoint(folder: Path) -> Path:
@@ -106,7 +102,7 @@ def save_checkpoint(folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Family:
-    """One published model by what distinguishes its sizes from diffusers' and transformers' defaults."""
+    """One published model: where its sizes differ from diffusers' and transformers' defaults."""
 
     name: str
     unet: dict
@@ -131,15 +127,20 @@ def _families(unet: dict, unet_2: dict, text: dict, text_2: dict, vae: dict) -> 
 
 # The published sizes, and the same structure at a thousandth of the weight for the tests.
 FULL = _families(
-    unet={"cross_attention_dim": 768}, unet_2={"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20]},
-    text={"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12},
-    text_2={"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16},
+    unet={"cross_attention_dim": 768},
+    unet_2={"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20]},
+    text={"hidden_size": 768, "intermediate_size": 3072,
+          "num_hidden_layers": 12, "num_attention_heads": 12},
+    text_2={"hidden_size": 1024, "intermediate_size": 4096,
+            "num_hidden_layers": 23, "num_attention_heads": 16},
     vae={"block_out_channels": (128, 256, 512, 512), "norm_num_groups": 32})
 SMALL = _families(
     unet={"cross_attention_dim": 16, "block_out_channels": (32, 32, 64, 64)},
     unet_2={"cross_attention_dim": 32, "attention_head_dim": [2, 4, 8, 8]},
-    text={"hidden_size": 16, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2},
-    text_2={"hidden_size": 32, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4},
+    text={"hidden_size": 16, "intermediate_size": 48,
+          "num_hidden_layers": 2, "num_attention_heads": 2},
+    text_2={"hidden_size": 32, "intermediate_size": 96,
+            "num_hidden_layers": 3, "num_attention_heads": 4},
     vae={"block_out_channels": (8, 16, 24, 24), "norm_num_groups": 4})
 
 
@@ -151,8 +152,10 @@ def write_folder(family: Family, folder: Path) -> None:
     del unet
     levels = len(family.vae["block_out_channels"])
     vae = AutoencoderKL(
-        **family.vae, layers_per_block=2, latent_channels=4, sample_size=8 * family.unet["sample_size"],
-        down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels)
+        **family.vae, layers_per_block=2, latent_channels=4,
+        sample_size=8 * family.unet["sample_size"],
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels)
     randomise(vae, 2).save_pretrained(folder / "vae")
     text = CLIPTextModel(CLIPTextConfig(**family.text, vocab_size=49408))
     randomise(text, 3).save_pretrained(folder / "text_encoder", max_shard_size="20GB")

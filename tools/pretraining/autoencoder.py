@@ -1,8 +1,7 @@
 """Stage 1: the VAE, 128 px to 32 x 32 latents of 4 channels.
 
-It is short of steps, not of pictures a step: small crops first, whole pictures at the end. Global
-colour is the last thing that a network with GroupNorm learns, hence the loss on colour differences
-of small versions.
+It is short of steps, not of pictures a step: small crops first, whole pictures at the end. A
+network with GroupNorm learns global colour last, hence the loss on colours of small versions.
 """
 
 import numpy as np
@@ -18,7 +17,7 @@ from pretraining.state import Stage, half_precision
 
 CONFIG = VAEConfig(channels=(32, 48, 64), layers_per_block=1, norm_groups=8, scaling_factor=1.0)
 RATE, AVERAGE = 1.5e-3, 0.999
-CROP, CROPS, WHOLE = 64, 8, 4       # side and number of the crops of a step; number of whole pictures
+CROP, CROPS, WHOLE = 64, 8, 4       # side and number of a step's crops; number of whole pictures
 CROP_SHARE = 0.7                    # of the steps
 
 
@@ -46,7 +45,10 @@ def batch(pictures: PictureSet, seed: int, step: int, steps: int) -> tuple[Tenso
 
 
 def reconstruction_loss(out: Tensor, image: Tensor, mask: Tensor) -> Tensor:
-    """Absolute differences: of pixels (twice in a defect), of slopes, of small versions, of their colours."""
+    """Absolute differences of pixels, slopes, small versions and their colours, and squared ones.
+
+    Absolute ones of pixels count twice in a defect.
+    """
     difference = out - image
     loss = (difference.abs() * (1 + mask)).mean()
     for axis in (2, 3):
@@ -59,7 +61,8 @@ def reconstruction_loss(out: Tensor, image: Tensor, mask: Tensor) -> Tensor:
     return loss + 2.0 * difference.square().mean()
 
 
-def train_step(vae: VAE, stage: Stage, pictures: PictureSet, seed: int, steps: int, device: str) -> float:
+def train_step(vae: VAE, stage: Stage, pictures: PictureSet, seed: int, steps: int,
+               device: str) -> float:
     """One step of the optimizer -> its loss."""
     image, mask = (x.to(device) for x in batch(pictures, seed, stage.step, steps))
     noise = torch.Generator().manual_seed(seed_of(seed, 1, stage.step))
@@ -86,8 +89,7 @@ def encode_all(vae: VAE, images: np.ndarray, device: str, size: int = 16) -> Ten
 def fold(vae: VAE, latents: Tensor) -> None:
     """Make every channel of the latents standard: the same autoencoder, with scaling factor 1.
 
-    (z - mu) / sigma goes into quant_conv, its inverse into post_quant_conv. latents: (n, 4, h, w)
-    of pictures.
+    latents: pictures' (n, 4, h, w). quant_conv gets (z - mu) / sigma, post_quant_conv its inverse.
     """
     z = latents.float()
     mu, sigma = (f(z, dim=(0, 2, 3)).to(vae.quant_conv.weight) for f in (torch.mean, torch.std))

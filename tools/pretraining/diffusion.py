@@ -6,8 +6,7 @@ least so far: "top left" and "bottom right" were the same to three digits, and n
 U-Net could bring the place back.
 
 v prediction: at the noisy end of the schedule, where a picture's colours and shapes are decided, an
-error of eps is multiplied by 15 on its way to x_0; v hardly is, so that a small model gets them
-right early.
+error of eps grows 15-fold on its way to x_0, one of v hardly: a small model learns them early.
 """
 
 from dataclasses import dataclass
@@ -37,8 +36,7 @@ TEXT_GUIDANCE = 4.0     # where whole pictures are made from captions
 # Shapes are learned from pictures of masks alone. The blobs of five kinds teach one another; a
 # scratch, the only straight stroke, is one in seven of them.
 MASK_TURNS, STROKE_TURNS = 2, 12
-# Weight of a defect's cells above the others: together they count as this share of a picture, each
-# at most so much.
+# Extra weight of a defect's cells: together they count as this share of a picture, each up to MOST.
 DEFECT_SHARE, MOST = 0.35, 6.0
 
 
@@ -66,9 +64,9 @@ def initialise_text(text_encoder: TextEncoder) -> None:
         nn.init.zeros_(projection.bias)
     for projection in (attention.k_proj, attention.v_proj, attention.out_proj):
         nn.init.eye_(projection.weight)
-    # Every token looks away from end tokens, and at all others alike: those are made orthogonal to
-    # it in each head.
-    table = text_encoder.word_table.view(text_encoder.config.vocab_size, text_encoder.config.heads, -1)
+    # Tokens look away from end tokens, at all others alike: these are made orthogonal in each head.
+    config = text_encoder.config
+    table = text_encoder.word_table.view(config.vocab_size, config.heads, -1)
     end = F.normalize(table[-1], dim=-1)
     table[:-1] -= (table[:-1] * end).sum(dim=-1, keepdim=True) * end
     attention.q_proj.bias.copy_(-F.layer_norm(table[-1].flatten(), table[-1].flatten().shape))
@@ -96,10 +94,10 @@ class Encoded:
 
 
 def turns(captions: list[str]) -> Tensor:
-    """Every picture once, captioned pictures of masks MASK_TURNS times, of a scratch's mask STROKE_TURNS times."""
-    def count(words: list[str]) -> int:
-        return (STROKE_TURNS if "scratch" in words else MASK_TURNS) if "mask" in words else 1
-    return torch.tensor([i for i, caption in enumerate(captions) for _ in range(count(caption.split()))])
+    """Each picture once, captioned masks MASK_TURNS times, a scratch's mask STROKE_TURNS times."""
+    counts = [1 if "mask" not in words else STROKE_TURNS if "scratch" in words else MASK_TURNS
+              for words in map(str.split, captions)]
+    return torch.arange(len(captions)).repeat_interleave(torch.tensor(counts))
 
 
 def shares(masks: np.ndarray, cells: int) -> Tensor:
@@ -110,26 +108,27 @@ def shares(masks: np.ndarray, cells: int) -> Tensor:
 
 
 def weights(cells: Tensor, signal: Tensor) -> Tensor:
-    """Weight of each cell in the loss, from the share of it that is defect: (b, 1, h, w) both;
-    signal (b,).
+    """The share of each cell that is defect -> the weight of each in the loss, both (b, 1, h, w).
 
-    signal is alphas_cumprod at the picture's t. Where noise hides the picture the model answers
-    with a mean over all that it may be, and a weight on the defect's cells would make it a mean
-    over more and larger defects.
+    signal (b,) is alphas_cumprod at the picture's t. Where noise hides the picture the model
+    answers with a mean over all that it may be, and a weight on the defect's cells would make it a
+    mean over more and larger defects.
     """
     area = cells.mean(dim=(1, 2, 3), keepdim=True)
-    return 1 + signal[:, None, None, None] * cells * (DEFECT_SHARE / area.clamp_min(1e-6)).clamp_max(MOST)
+    gain = (DEFECT_SHARE / area.clamp_min(1e-6)).clamp_max(MOST)
+    return 1 + signal[:, None, None, None] * cells * gain
 
 
-def train_step(unet: UNet, text_encoder: TextEncoder, stage: Stage, data: Encoded, seed: int, steps: int,
-               device: str) -> float:
+def train_step(unet: UNet, text_encoder: TextEncoder, stage: Stage, data: Encoded,
+               seed: int, steps: int, device: str) -> float:
     """One step of the optimizer -> its loss, the weighted mean square of v - v_hat."""
     schedule = Schedule(SCHEDULE)
     rng = torch.Generator().manual_seed(seed_of(seed, 2, stage.step))
     i = data.turns[torch.randint(len(data.turns), (BATCH,), generator=rng)]
     x_0 = data.latents[i].float()
     # Stratified: one timestep from each of BATCH equal parts.
-    t = ((torch.arange(BATCH) + torch.rand(BATCH, generator=rng)) / BATCH * SCHEDULE.train_timesteps).long()
+    parts = (torch.arange(BATCH) + torch.rand(BATCH, generator=rng)) / BATCH
+    t = (parts * SCHEDULE.train_timesteps).long()
     eps = torch.randn(x_0.shape, generator=rng)
     x_t, v = schedule.q_sample(x_0, t, eps), schedule.target(x_0, t, eps)
     weight = weights(data.cells[i].float()[:, None], schedule.alphas_cumprod[t])

@@ -23,9 +23,10 @@ class PictureSet:
     captions: list[str]
 
 
-def _block(first: int, count: int, seed: int, pixels: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
+def _block(first: int, count: int, seed: int, pixels: int) -> PictureSet:
     drawn = [draw_picture(seed, i, pixels) for i in range(first, first + count)]
-    return np.stack([p.image for p in drawn]), np.stack([p.mask for p in drawn]), [p.caption for p in drawn]
+    return PictureSet(np.stack([p.image for p in drawn]), np.stack([p.mask for p in drawn]),
+                      [p.caption for p in drawn])
 
 
 def picture_set(folder: Path, seed: int, count: int, pixels: int) -> PictureSet:
@@ -43,9 +44,9 @@ def picture_set(folder: Path, seed: int, count: int, pixels: int) -> PictureSet:
         captions = []
         with ProcessPoolExecutor() as pool:
             blocks = pool.map(partial(_block, seed=seed, pixels=pixels), starts, sizes)
-            for start, size, (image, mask, words) in zip(starts, sizes, blocks):
-                images[start:start + size], masks[start:start + size] = image, mask
-                captions += words
+            for start, size, block in zip(starts, sizes, blocks):
+                images[start:start + size], masks[start:start + size] = block.images, block.masks
+                captions += block.captions
         del images, masks
         parts[2].write_text(json.dumps(captions))
         for part, path in zip(parts, paths):

@@ -20,7 +20,7 @@ WARM_UP = 200       # steps
 
 
 def half_precision(device: str) -> torch.autocast:
-    """bfloat16 where it pays: on CUDA and on CPUs with AVX-512; others emulate it, twenty times slower."""
+    """bfloat16 where it pays: CUDA and CPUs with AVX-512; others emulate it, 20 times slower."""
     pays = device == "cuda" or torch.backends.cpu.get_cpu_capability() == "AVX512"
     return torch.autocast(device, torch.bfloat16, enabled=pays)
 
@@ -32,16 +32,18 @@ def rate(step: int, steps: int) -> float:
 
 
 class Stage:
-    """Modules in training, with an optimizer and averaged weights, kept in one file of the state folder."""
+    """Modules in training, an optimizer and averaged weights, in one file of the state folder."""
 
     def __init__(self, path: Path, modules: dict[str, nn.Module], base_rate: float, average: float):
-        self.path, self.modules, self.base_rate, self.average = path, nn.ModuleDict(modules), base_rate, average
-        self.optimizer = torch.optim.AdamW(self.modules.parameters(), lr=base_rate, betas=(0.9, 0.98),
-                                           weight_decay=1e-4, fused=True)
+        self.path, self.modules = path, nn.ModuleDict(modules)
+        self.base_rate, self.average = base_rate, average
+        self.optimizer = torch.optim.AdamW(self.modules.parameters(), lr=base_rate,
+                                           betas=(0.9, 0.98), weight_decay=1e-4, fused=True)
         self.averages = {k: v.detach().clone() for k, v in self.modules.state_dict().items()}
         self.step = 0
         if path.exists():
-            found = torch.load(path, weights_only=True, map_location=next(self.modules.parameters()).device)
+            device = next(self.modules.parameters()).device
+            found = torch.load(path, weights_only=True, map_location=device)
             self.modules.load_state_dict(found["modules"])
             self.optimizer.load_state_dict(found["optimizer"])
             self.averages, self.step = found["averages"], found["step"]
@@ -49,7 +51,8 @@ class Stage:
     def save(self) -> None:
         """Write the file, whole or not at all."""
         with replacing(self.path) as temporary:
-            torch.save({"modules": self.modules.state_dict(), "optimizer": self.optimizer.state_dict(),
+            torch.save({"modules": self.modules.state_dict(),
+                        "optimizer": self.optimizer.state_dict(),
                         "averages": self.averages, "step": self.step}, temporary)
 
     def update(self, loss: torch.Tensor, steps: int) -> None:
@@ -62,16 +65,17 @@ class Stage:
         self.optimizer.step()
         self.step += 1
         share = min(self.average, (1 + self.step) / (20 + self.step))
-        torch._foreach_lerp_(list(self.averages.values()), list(self.modules.state_dict().values()), 1 - share)
+        averages, weights = self.averages.values(), self.modules.state_dict().values()
+        torch._foreach_lerp_(list(averages), list(weights), 1 - share)
 
     def use_averages(self) -> None:
-        """Put the averaged weights into the modules: for looking and for shipping, not for going on."""
+        """Put the averaged weights into the modules: to look at and to ship, not to go on with."""
         self.modules.load_state_dict(self.averages)
 
 
-def pieces(stage: Stage, steps: int, until: float, log: Path, name: str, every: int = 100) -> Iterator[list[float]]:
-    """Steps until `steps` are done or the clock passes `until`; the caller appends each step's
-    losses.
+def pieces(stage: Stage, steps: int, until: float, log: Path, name: str,
+           every: int = 100) -> Iterator[list[float]]:
+    """Steps until `steps` are done or the clock passes `until`; the caller appends their losses.
 
     Their mean over `every` steps goes to the log, and the state to its file, every ten such lines.
     """
@@ -80,10 +84,10 @@ def pieces(stage: Stage, steps: int, until: float, log: Path, name: str, every: 
     while stage.step < steps and time.time() < until:
         yield losses
         if stage.step % every == 0:
-            seconds = time.monotonic() - start
+            seconds, loss = time.monotonic() - start, sum(losses) / len(losses)
             with open(log, "a", newline="") as file:
-                csv.writer(file).writerow([name, stage.step, f"{sum(losses) / len(losses):.5f}", f"{seconds:.0f}"])
-            print(f"{name} {stage.step}/{steps}: loss {sum(losses) / len(losses):.4f}, "
+                csv.writer(file).writerow([name, stage.step, f"{loss:.5f}", f"{seconds:.0f}"])
+            print(f"{name} {stage.step}/{steps}: loss {loss:.4f}, "
                   f"{(stage.step - first) / seconds:.2f} steps/s", flush=True)
             losses.clear()
             if stage.step % (10 * every) == 0:

@@ -1,4 +1,4 @@
-"""What the models see of the training photographs: crops as sampling frames them, random views, pictures of masks."""
+"""What the models see of the training photographs: their crops, random views, masks as pictures."""
 
 import logging
 from zlib import crc32
@@ -35,19 +35,22 @@ def random_views(sd: StableDiffusion, defect: Defect, size: int, flip: bool, see
                 for photograph, mask in examples * rounds]
     slim = sum(map(thin, pictures))
     if slim:
-        log.info("%s: in %d of %d views the mask is thinner than two latent cells; a larger --size paints "
-                 "thin defects better", defect.key, slim, len(pictures))
+        log.info("%s: in %d of %d views the mask is thinner than two latent cells; a larger --size "
+                 "paints thin defects better", defect.key, slim, len(pictures))
     return encode(sd, each(pictures, f"encoding {defect.key}", len(pictures), report))
 
 
 def mask_views(sd: StableDiffusion, defect: Defect, size: int, report: Report) -> Views:
     """The pictures of the training masks, for the mask model."""
-    pictures = [mask_picture(read_example(e)[1], size, sd.vae.config.factor) for e in defect.examples]
+    pictures = [mask_picture(read_example(example)[1], size, sd.vae.config.factor)
+                for example in defect.examples]
     return encode(sd, each(pictures, f"encoding masks of {defect.key}", len(pictures), report))
 
 
-def fit_latent_to_rgb(sd: StableDiffusion, defects: list[Defect], size: int, report: Report) -> Tensor:
+def fit_latent_to_rgb(sd: StableDiffusion, defects: list[Defect], size: int,
+                      report: Report) -> Tensor:
     """The linear latent-to-RGB map (4, 3), from the training photographs' crops without jitter."""
-    views = [view for defect in defects for view in training_views(defect, size, sd.vae.config.factor)]
+    views = [view for defect in defects
+             for view in training_views(defect, size, sd.vae.config.factor)]
     latents = encode(sd, each(views, "fitting the latent-to-RGB map", len(views), report)).latents
     return latent_to_rgb(latents, torch.stack([view.image for view in views]))

@@ -1,0 +1,120 @@
+"""The stories as functions, and the tools round them: README's Python, defaults, help, progress."""
+
+import importlib
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from anomaly import __version__
+from anomaly.dataset import find_defects
+from anomaly.drawn import demo
+from anomaly.pairs import PairFolder, paint, training_masks
+from anomaly.reweight import constant
+from anomaly.runs import learn
+from anomaly.runs.learn import default_steps
+from anomaly.runs.run_folder import read_run
+from cli import Display
+from commands import ROOT, call, start
+from weights import load
+
+
+@pytest.fixture(scope="module")
+def grey_run(sd, tmp_path_factory):
+    """A run on two grey photographs, and its folder."""
+    folder = tmp_path_factory.mktemp("grey")
+    mask = np.zeros((64, 64), np.uint8)
+    mask[20:44, 20:44] = 255
+    for name, pixels in (("test/crack/0", 255 - mask // 2), ("test/crack/1", mask // 2 + 20),
+                         ("ground_truth/crack/0", mask), ("ground_truth/crack/1", mask),
+                         ("train/good/0", np.full((64, 64), 90, np.uint8))):
+        path = folder / "tile" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    return learn(sd, find_defects(folder / "tile"), folder / "run",
+                 steps=3, batch_size=2, mask_model=False)
+
+
+def test_the_readmes_python_runs_as_it_stands(tmp_path, monkeypatch):
+    for name, value in {"DEMO": (("wood", "burn"),), "DEFECTIVE": 2, "NORMALS": 1}.items():
+        monkeypatch.setattr(demo, name, value)
+    monkeypatch.setattr(importlib.import_module("anomaly.runs.learn"), "SMALL_STEPS", 2)
+    monkeypatch.chdir(tmp_path)
+    demo.demo_data(Path("runs/demo/demo"))
+    code, = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(code.splitlines()) == 8
+    found = {}
+    exec(code, found)
+    assert [pair.k for pair in found["pairs"]] == [0, 1, 2, 3] and found["run"].preview.is_file()
+    for pair in found["pairs"]:
+        assert Image.open(pair.image).size == Image.open(pair.mask).size == (256, 256)
+        assert pair.change > 0
+
+
+def test_steps_are_a_thousand_for_stable_diffusions_text_encoder(sd, single_files):
+    assert default_steps(sd) == 100 and sd.text_encoder.config.width == 32
+    assert default_steps(load("tiny")) == 100
+    wide = type("", (), {"text_encoder": type("", (), {"config": type("", (), {"width": 768})})})
+    assert default_steps(wide) == 1000
+
+
+def test_a_run_is_resumed_with_its_own_steps(sd, grey_run):
+    again = learn(sd, grey_run.defects, grey_run.folder,
+                  batch_size=2, mask_model=False, resume=True)
+    for run in (again, read_run(grey_run.folder)):
+        assert run.config["options"]["steps"] == 3
+
+
+def test_the_preview_of_grey_photographs_is_grey(grey_run):
+    pixels = np.asarray(Image.open(grey_run.preview)).astype(int)
+    assert np.abs(pixels - pixels[:, :, :1]).max() <= 2        # as JPEG has it
+
+
+@pytest.mark.parametrize("more, scale, said", [
+    ({}, None, 0), ({"weigh": constant}, 1.0, 1), ({"weigh": constant, "guidance": 3.0}, 3.0, 0)])
+def test_with_a_reweighting_the_guidance_found_without_it_is_left(
+        sd, grey_run, tmp_path, monkeypatch, caplog, more, scale, said):
+    module, seen = importlib.import_module("anomaly.pairs.paint"), []
+    monkeypatch.setattr(module.run_folder, "load_guidance", lambda run, defect: 2.5)
+    original = module.paint_crops
+    monkeypatch.setattr(module, "paint_crops", lambda *args: (
+        seen.append(args[-1].guidance.scale), original(*args))[1])
+    caplog.set_level("INFO", "anomaly")
+    pairs = list(paint(sd, grey_run, PairFolder(tmp_path), n=1, masks=training_masks,
+                       steps=2, batch_size=1, **more))
+    assert seen == [scale or 2.5] and len(pairs) == 1
+    assert sum("the guidance is 1" in r.getMessage() for r in caplog.records) == said
+
+
+def test_the_record_of_a_folder_has_the_scale_that_a_reweighting_brings(sd, grey_run, tmp_path):
+    command = ["sample", "--run", grey_run.folder, "--masks", "train", "--n", 1,
+               "--batch-size", 1, "--steps", 2, "--reweight", "adaptive", "--out", tmp_path]
+    assert call(*command) == 0
+    record = json.loads((tmp_path / "_meta/config.json").read_text())
+    assert (record["guidance"], record["reweight"]) == (1.0, "adaptive")
+    assert record["version"] == __version__
+    assert call(*command, "--guidance", 1) == 0 and call(*command, "--guidance", 2) == 2
+
+
+@pytest.mark.parametrize("tool", ["train_embed", "sample", "bench", "pretrain_tiny"])
+def test_help_is_short_has_a_unit_for_every_value_and_two_examples(tool):
+    shown, errors = start(tool, "--help").communicate()
+    assert errors == "" and len(shown.splitlines()) <= 60
+    examples = shown.split("examples:")[1].splitlines()
+    assert sum(f"python tools/{tool}.py" in line for line in examples) == 2
+    options = re.findall(r"^  (--[\w-]+)(.*)$", shown, re.MULTILINE)
+    for option, rest in options:
+        takes_nothing = option in ("--version", "--no-masks", "--no-flip", "--resume")
+        assert takes_nothing or re.match(r" ([A-Z]|\{)", rest), option
+    assert start(tool, "--version").communicate()[0] == f"few-shot-defects {__version__}\n"
+
+
+def test_progress_without_a_terminal_is_a_line_at_the_end_of_each_part(capsys):
+    with Display() as report:
+        for done in range(4):
+            report("painting", done, 3, f"loss {done}")
+        report("resting", 0, 2)
+    assert re.fullmatch(r"painting: 3/3 loss 3 \(0 s\)\n", capsys.readouterr().err)
