@@ -16,7 +16,8 @@ control without adaptivity. Each takes d and m, both (b, h, w) on the latent gri
 
 departs from the paper: the difference is that of the step before, which is free; this step's own
 needs a second U-Net call. It is taken on the latent grid through a linear latent-to-RGB map, which
-ranks the cells as the decoded images do (rank correlation 0.73 to 0.97) and saves the decoding.
+ranks the cells as the decoded images do (rank correlation 0.73 to 0.97) and saves the decoding,
+and it is averaged over the mask cells of each 3x3 neighbourhood. w_m is 1 outside m.
 departs from the released code: it compares the noisy z_t with z_0, clamps to [1, 1.5] in every
 mode, and dilates the mask it paints in.
 """

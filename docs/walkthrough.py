@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from einops import einsum, rearrange
+from einops import rearrange
 from PIL import ImageFont
 from torch import Tensor, nn
 
@@ -141,8 +141,8 @@ def learning(w: Walk) -> str:
     `L = || m * (eps - eps_theta(z_t, t, {{e_a, e_s}})) ||^2`
     <<ldm/schedule.py: return alpha.sqrt() * x_0>> <<anomaly/train.py: error = (m *>>
     This checkpoint predicts v in the place of eps. At t = {t[0]}, for one noise, the loss is
-    {loss:.3f}, a mean over m. Its largest gradient at the output of the U-Net is {outside:g} in the
-    {around} cells outside m, and {inside:.4f} inside.
+    {loss:.3f}, a mean over m. The gradient at the output of the U-Net is {outside:g} in all
+    {around} cells outside m; its largest value inside is {inside:.4f}.
     """
     text, shape, (k, n) = prompt.PROMPT, tuple(w.context.shape), (e.shape[1] for e in w.e.values())
     spans, t = [f"{a} to {b - 1}" for a, b in zip(w.cuts, w.cuts[1:])], torch.tensor([500])
@@ -166,8 +166,9 @@ def painting(w: Walk) -> str:
     The {count} steps have t = {ts}. They begin with pure noise in m. After the last, x differs from
     y_0 by {outside:g} outside m. They have w_m (section 5) and no guidance, as with `sample.py
     --reweight adaptive`; the default is guidance and no w_m. The sheet shows x, x0_hat and y_0
-    decoded. w_m is black at 0, orange at 1.5 and white at 3. It compares the x0_hat of the step
-    before with y_0, so that step 1 has none.
+    decoded. w_m is black at 0, orange at 1.5 and white from 3 up. It compares the x0_hat of the
+    step before with y_0, so that step 1 has none. The decoder sees the whole crop, so that the wood
+    round the burn changes its colour with it; section 7 takes only the burn.
     """
     count, outside = len(w.steps), ((w.steps[-1].x - w.y_0).abs() * (1 - w.m)).max()
     ts = ", ".join(str(t) for t, _ in w.sd.schedule.timesteps(count))
@@ -216,34 +217,37 @@ def attention(w: Walk) -> str:
 
     `RW-Attn = m'_c V, m'_c = m_c * w_m, m_c = Softmax(Q K^T / sqrt(d))`
     <<ldm/attention.py: m_c = einsum(q, k,>> <<ldm/attention.py: m_c = m_c * rearrange(weight_map>>
-    The last layer of the finest level has m_c of shape {shape}: heads, positions, words.
-    Its rows sum to {one:.4f}. The rows of m'_c sum to w_m, here {low:.2f} to {high:.2f}, with an
-    error of at most {error:.4f}. A coarser level has the mean of w_m over the part of m in a cell.
+    The finest level with cross-attention has {n} x {n} positions. In its last layer, m_c has
+    {m_c.shape[1]} heads of {m_c.shape[2]} positions by {m_c.shape[3]} words, and rows that sum to 1
+    within {one:.0e}. What this layer reads with w_m, here {low:.2f} to {high:.2f}, is w_m times
+    what it reads without, within {error:.0e} of the largest value. A coarser level has the mean of
+    w_m over the part of m in a cell.
     <<anomaly/reweight.py: maps.append(>>
     The sheet shows m_c in step {step}: the mean of the heads, summed over the words before e, over
     e_a, over e_s, and over the words behind e. Black is 0, white is 1, and the percentages are
     means over the positions. The finer level reads e where the burn is.
     """
-    found: dict[int, Tensor] = {}       # positions -> m_c of the last layer that has so many
+    # found: positions -> m_c of the last layer that has so many, the layer, what it was called with
+    found, reads, rows, before, step = {}, [], [], w.steps[w.half - 1], w.half + 1
 
     def keep(layer: CrossAttention, inputs: tuple[Tensor, ...], _: Tensor) -> None:
         q = rearrange(layer.to_q(inputs[0]), "b i (h d) -> b h i d", h=layer.heads) * layer.scale
         k = rearrange(layer.to_k(inputs[1]), "b j (h d) -> b h j d", h=layer.heads)
-        found[q.shape[2]] = einsum(q, k, "b h i d, b h j d -> b h i j").softmax(dim=-1)
-    for layer in w.sd.unet.modules():
-        if isinstance(layer, CrossAttention):
-            layer.register_forward_hook(keep)
-    before, rows, step = w.steps[w.half - 1], [], w.half + 1
+        found[q.shape[2]] = (q @ k.mT).softmax(dim=-1), layer, inputs
+    for layer in filter(lambda each: isinstance(each, CrossAttention), w.sd.unet.modules()):
+        layer.register_forward_hook(keep)
     maps = reweight.pyramid(reweight.adaptive(w.d, w.m), w.m, w.sd.unet.config.levels)
     w.sd.unet(before.x, torch.tensor([before.t_prev]), w.context, maps)
     for w_m in (each[0] for each in reversed(maps) if each.numel() in found):   # coarse to fine
-        m_c = found[w_m.numel()][0]
-        parts = [part.sum(-1) for part in m_c.mean(dim=0).tensor_split(w.cuts, dim=-1)]
+        m_c, layer, inputs = found[w_m.numel()]
+        parts = [part.sum(-1) for part in m_c[0].mean(dim=0).tensor_split(w.cuts, dim=-1)]
         rows += [{f"w_m, {len(w_m)} x {len(w_m)}": heat(w_m, 3)} | {
             f"{name}: {part.mean():.0%}": heat(part.view_as(w_m))
             for name, part in zip(("before e", "e_a", "e_s", "behind e"), parts)}]
-    sums, one, shape = (m_c * w_m.view(1, -1, 1)).sum(-1), m_c.sum(-1).mean(), tuple(m_c.shape)
-    low, high, error = sums.min(), sums.max(), (sums - w_m.flatten()).abs().max()
+    layer.to_out.register_forward_pre_hook(lambda _, read: reads.append(*read))
+    layer(*inputs), layer(*inputs[:2])      # of the finest level: with w_m, without
+    error = (reads[0] - w_m.view(1, -1, 1) * reads[1]).abs().max() / reads[0].abs().max()
+    low, high, n, one = w_m.min(), w_m.max(), len(w_m), (m_c.sum(-1) - 1).abs().max()
     return told(attention, locals(), w.picture("attention.png", "m_c as heat maps", *rows[::-1]))
 
 

@@ -5,8 +5,10 @@ import shutil
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from benchmarks.random_models import save_checkpoint
 from models_on_disk import SMALL_FAMILIES, write_small
@@ -54,11 +56,31 @@ def sd(checkpoint):
     return load(checkpoint)
 
 
+def draw_tiles(folder: Path) -> Path:
+    """18 grey photographs each of three defects on noise, a small one and two large; 8 normals."""
+    rng, sides = np.random.default_rng(0), {"blowhole": 14, "break": 60, "crack": 50}
+    places = [(kind, i) for kind in sides for i in range(18)]
+    for kind, i in [*places, *(("good", i) for i in range(8))]:
+        photograph = rng.integers(90, 140, (150, 200), np.uint8)
+        mask = np.zeros(photograph.shape, np.uint8)
+        if kind != "good":
+            top, left = rng.integers(0, 150 - sides[kind], 2)
+            mask[top:top + sides[kind], left:left + sides[kind]] = 255
+            photograph[mask > 0] += 60 if kind == "break" else 176      # light, or dark by wrapping
+            path = folder / f"ground_truth/{kind}/{i:03}_mask.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(mask).save(path)
+        path = folder / ("train/good" if kind == "good" else f"test/{kind}") / f"{i:03}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(photograph).save(path)
+    return folder
+
+
 @pytest.fixture(scope="session")
-def photographs() -> Path:
-    """The magnetic-tile photographs: DEFECT_PHOTOS is a category in MVTec AD layout."""
+def photographs(tmp_path_factory) -> Path:
+    """A category in MVTec AD layout: DEFECT_PHOTOS, the magnetic tiles, else drawn ones."""
     path = os.environ.get("DEFECT_PHOTOS")
     if not path:
-        pytest.skip("DEFECT_PHOTOS is not set: no real photographs to test with")
+        return draw_tiles(tmp_path_factory.mktemp("photographs") / "tile")
     assert (Path(path) / "ground_truth").is_dir(), f"DEFECT_PHOTOS={path} is not a data set"
     return Path(path)

@@ -1,4 +1,4 @@
-"""The two commands on real photographs with a small random checkpoint.
+"""The two commands with a small random checkpoint, on real photographs where there are any.
 
 It paints noise: what is tested is everything that must hold whatever a checkpoint can paint.
 """
@@ -59,7 +59,7 @@ def rows_of(out):
         return list(csv.DictReader(file))
 
 
-def test_the_run_folder_holds_what_design_says(trained, photographs):
+def test_the_run_folder_holds_vectors_losses_and_a_preview(trained, photographs):
     config = json.loads((trained / "config.json").read_text())
     assert [d["defect"] for d in config["defects"]] == ["blowhole", "break", "crack"]
     assert all(len(d["train"]) == 6 for d in config["defects"])     # floor(18 / 3)
@@ -93,7 +93,7 @@ def test_every_pair_keeps_its_photograph_outside_a_binary_mask(generated):
 
 
 def test_the_folder_obeys_anomalibs_loaders(generated, photographs):
-    """conventions.md 3b: numbers of one width, four or more; one mask an image; no other PNG."""
+    """Numbers of one width, four or more; one mask an image; no other PNG."""
     category = generated / photographs.name
     assert sorted(p.name for p in category.iterdir()) == ["ground_truth", "test"]
     for defect in ("blowhole", "break", "crack"):

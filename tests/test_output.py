@@ -223,6 +223,10 @@ def test_a_folder_of_version_0_1_goes_on_under_the_new_words_for_its_formulas(tm
         PairFolder(tmp_path, {"reweight": new})
         with pytest.raises(ValueError, match="--reweight: 'released', but"):
             PairFolder(tmp_path, {"reweight": "released"})
+    path = tmp_path / "_meta/config.json"
+    path.write_text(json.dumps({"reweight": "paper", "guidance": "auto"}))
+    with pytest.raises(ValueError, match="made by version 0.1, .* choose another --out"):
+        PairFolder(tmp_path, {"reweight": "adaptive", "guidance": 1.0})
     config = {"reweight": "paper", "version": "0.2.0"}
     (tmp_path / "_meta/config.json").write_text(json.dumps(config))
     PairFolder(tmp_path, {"reweight": "paper"})

@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from anomaly import __version__
-from anomaly.dataset import find_defects
+from anomaly.dataset import Defect, find_defects
 from anomaly.drawn import demo
 from anomaly.pairs import PairFolder, paint, training_masks
 from anomaly.reweight import constant
@@ -54,7 +55,7 @@ def test_the_readmes_python_runs_as_it_stands(tmp_path, monkeypatch):
         assert pair.change > 0
 
 
-def test_steps_are_a_thousand_for_stable_diffusions_text_encoder(sd, single_files):
+def test_steps_are_a_thousand_for_stable_diffusions_text_encoder(sd):
     assert default_steps(sd) == 100 and sd.text_encoder.config.width == 32
     assert default_steps(load("tiny")) == 100
     wide = type("", (), {"text_encoder": type("", (), {"config": type("", (), {"width": 768})})})
@@ -66,6 +67,43 @@ def test_a_run_is_resumed_with_its_own_steps(sd, grey_run):
                   batch_size=2, mask_model=False, resume=True)
     for run in (again, read_run(grey_run.folder)):
         assert run.config["options"]["steps"] == 3
+
+
+def test_a_run_is_resumed_with_the_options_that_it_was_made_with(checkpoint, grey_run, tmp_path):
+    made = ["train_embed", "--weights", checkpoint, "--data", grey_run.folder.parent / "tile",
+            "--split", "all", "--no-masks", "--batch-size", 2, "--seed", 3, "--out", tmp_path]
+    assert call(*made, "--steps", 1) == 0
+    assert call("train_embed", "--out", tmp_path, "--resume", "--steps", 2) == 0
+    options = read_run(tmp_path).config["options"]
+    assert (options["steps"], options["batch_size"], options["seed"]) == (2, 2, 3)
+    assert call("train_embed", "--out", tmp_path, "--resume", "--seed", 4) == 2
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == ["embeddings", "state"]
+
+
+def test_resuming_in_python_keeps_what_the_tool_recorded(sd, grey_run, tmp_path):
+    run = learn(sd, grey_run.defects, tmp_path, steps=1, batch_size=1, mask_model=False,
+                options={"split": "all"})
+    again = learn(sd, run.defects, tmp_path, batch_size=1, mask_model=False, resume=True)
+    assert again.config["options"] == run.config["options"]
+    assert again.config["options"]["split"] == "all"
+
+
+@pytest.mark.parametrize("defects, words", [
+    ([], "nothing to learn"), ([Defect("a", "b", ())], "nothing to learn"),
+    ([Defect("a-b", "c", ()), Defect("a", "b-c", ())], "would both be written as a-b-c")])
+def test_what_cannot_be_learned_is_refused_before_a_folder_is_made(sd, tmp_path, defects, words):
+    with pytest.raises(ValueError, match=words):
+        learn(sd, defects, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_defect_that_cannot_be_painted_stops_all_before_the_first_pair(sd, grey_run, tmp_path):
+    learned, = grey_run.defects
+    other = replace(learned, normals=None)
+    with pytest.raises(ValueError, match="--normals: tile/crack was learned from data without"):
+        next(paint(sd, grey_run, PairFolder(tmp_path), defects=[learned, other], steps=1,
+                   masks=training_masks))
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_preview_of_grey_photographs_is_grey(grey_run):

@@ -69,7 +69,7 @@ def test_diffusers_own_pipeline_paints_the_same_picture(tiny):
     ("top left", "top right"), ("top left", "bottom left"), ("hole", "glue"),
     ("red stain", "blue stain"), ("stain", "stain center")])
 def test_no_word_is_lost_in_its_text_encoder(tiny, one, other):
-    """Two versions before it gave some of these the same end tokens, which no later part mends."""
+    """A text encoder trained with its U-Net gives some of these the same end tokens."""
     a, b = (tiny.context(f"a photo of metal with small {words}")[0, 10:] for words in (one, other))
     assert float(((a - b).norm(dim=1) / a.norm(dim=1)).min()) > 0.1
 

@@ -15,7 +15,8 @@ examples:
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Which benchmark."""
-    parser = Parser("bench.py", "Measure, and print the tables of docs/results.md.", EXAMPLES)
+    parser = Parser("bench.py", "Measure, and print the first two tables of docs/results.md.",
+                    EXAMPLES, "parity")
     parser.add_argument(
         "benchmark", choices=["parity"],
         help="parity: every part of Stable Diffusion against diffusers and transformers at full "

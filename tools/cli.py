@@ -1,6 +1,7 @@
 """What every tool says and reads: options, one-line errors, exit codes, the device, progress."""
 
 import argparse
+import errno
 import logging
 import sys
 import threading
@@ -21,9 +22,10 @@ class Parser(argparse.ArgumentParser):
     examples end the help.
     """
 
-    def __init__(self, prog: str, description: str, examples: str):
+    def __init__(self, prog: str, description: str, examples: str,
+                 arguments: str = "[options]"):
         super().__init__(prog=prog, description=description, epilog=examples, allow_abbrev=False,
-                         usage=f"python tools/{prog} [options]",
+                         usage=f"python tools/{prog} {arguments}",
                          formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
                              prog, max_help_position=26, width=100))
         self.add_argument("--version", action="version", version=f"few-shot-defects {__version__}",
@@ -119,7 +121,8 @@ class Remarks(logging.Handler):
 def run_tool(name: str, main: Callable[[], None]) -> int:
     """Exit code of a tool: 0, 2 if the input is at fault, 130 if interrupted, 1 for the rest."""
     for package in map(logging.getLogger, ("ldm", "weights", "anomaly")):
-        package.handlers, package.level, package.propagate = [Remarks()], logging.INFO, False
+        package.setLevel(logging.INFO)
+        package.handlers, package.propagate = [Remarks()], False
     try:
         main()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError,
@@ -127,13 +130,22 @@ def run_tool(name: str, main: Callable[[], None]) -> int:
         print(f"{name}: {err}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        again = " (with --resume, if its --out has a config.json)" if "train_embed" in name else ""
         print(f"{name}: interrupted; what is written is whole, the same command goes on from there"
-              f"{' with --resume' if name.startswith('train') else ''}", file=sys.stderr)
+              f"{again}", file=sys.stderr)
         return 130
     except (RuntimeError, OSError) as err:
-        print(f"{name}: {' '.join(str(err).split())}", file=sys.stderr)
+        full = isinstance(err, OSError) and err.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "; make room on the disk, or give another --out" if full else ""
+        print(f"{name}: {' '.join(str(err).split())}{remedy}", file=sys.stderr)
         return 1
     return 0
+
+
+def say(path: Path) -> None:
+    """A path on stdout, beside the bar."""
+    with tqdm.external_write_mode(file=sys.stdout):
+        print(path, flush=True)
 
 
 class Display:
@@ -147,7 +159,7 @@ class Display:
     def __init__(self) -> None:
         self._label, self._done, self._total, self._note = "", 0, 0, ""
         self._bar: tqdm | None = None
-        self._start, self._stop = 0.0, threading.Event()
+        self._start, self._stop, self._lock = 0.0, threading.Event(), threading.RLock()
 
     def __enter__(self) -> "Display":
         self._thread = threading.Thread(target=self._beat, daemon=True)
@@ -156,18 +168,20 @@ class Display:
 
     def __call__(self, label: str, done: int, total: int, note: str = "") -> None:
         """Something is now at done of total; the same label goes on with the same bar."""
-        if label != self._label:
-            self._close()
-            self._start = time.monotonic()
-            self._bar = tqdm(desc=label, total=total, initial=done) if sys.stderr.isatty() else None
-        self._label, self._done, self._total, self._note = label, done, total, note
-        if self._bar is not None:
-            self._bar.set_postfix_str(note, refresh=False)
-            self._bar.update(done - self._bar.n)
-        if done >= total:
-            if self._bar is None:
-                self._line()
-            self._close()
+        with self._lock:
+            if label != self._label:
+                self._close()
+                self._start = time.monotonic()
+                if sys.stderr.isatty():
+                    self._bar = tqdm(desc=label, total=total, initial=done)
+            self._label, self._done, self._total, self._note = label, done, total, note
+            if self._bar is not None:
+                self._bar.set_postfix_str(note, refresh=False)
+                self._bar.update(done - self._bar.n)
+            if done >= total:
+                if self._bar is None:
+                    self._line()
+                self._close()
 
     def _close(self) -> None:
         if self._bar is not None:
@@ -180,10 +194,11 @@ class Display:
 
     def _beat(self) -> None:
         while not self._stop.wait(1.0 if sys.stderr.isatty() else self.SECONDS):
-            if self._bar is not None:
-                self._bar.refresh()
-            elif self._label:
-                self._line()
+            with self._lock:
+                if self._bar is not None:
+                    self._bar.refresh()
+                elif self._label:
+                    self._line()
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()

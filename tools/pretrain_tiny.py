@@ -66,7 +66,7 @@ def options(argv: list[str] | None) -> argparse.Namespace:
     where("--state", type=Path, default=Path("runs/tiny"), metavar="DIR",
           help="what the pieces hand on (default: runs/tiny)")
     where("--out", type=Path, default=Path("weights/tiny"), metavar="DIR",
-          help="the checkpoint's folder (default: weights/tiny)")
+          help="the checkpoint's folder (default: weights/tiny, which it replaces)")
     return parser.parse_args(argv)
 
 

@@ -9,6 +9,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import cli
 from anomaly import reweight
 from anomaly.dataset import select
 from anomaly.painter import Weigh
@@ -17,19 +18,6 @@ from anomaly.pairs.paint import BATCH_SIZE, PAIRS, paint
 from anomaly.pairs.pair_folder import PairFolder
 from anomaly.runs.run_folder import Run, read_run
 from anomaly.sampler import STEPS
-from cli import (
-    DTYPES,
-    Display,
-    Parser,
-    add_machine_options,
-    at_least,
-    auto_or,
-    choose_device,
-    choose_dtype,
-    path_or,
-    positive,
-    run_tool,
-)
 from weights import load
 
 WEIGH = {"adaptive": reweight.adaptive, "paper": reweight.paper, "released": reweight.released,
@@ -45,23 +33,23 @@ examples:
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The options, in groups: what to paint, how, and where."""
-    parser = Parser("sample.py", "Paint learned defects into defect-free photographs. "
+    parser = cli.Parser("sample.py", "Paint learned defects into defect-free photographs. "
                     "Without options: the demo.", EXAMPLES)
     what = parser.add_argument_group("what to paint").add_argument
     what("--run", type=Path, default=Path("runs/demo"), metavar="DIR",
          help="the folder that train_embed.py wrote (default: runs/demo)")
     what("--only", metavar="O/D,...", help="paint these defects only (default: all of the run)")
-    what("--n", type=at_least(1), metavar="N",
+    what("--n", type=cli.at_least(1), metavar="N",
          help=f"pairs a defect (default: {PAIRS}, or 1 for one photograph and one mask)")
     what("--normals", type=Path, metavar="PATH",
          help="a defect-free photograph or a folder of them (default: train/good of the data)")
-    what("--masks", type=path_or(*MASKS), default="learned", metavar="KIND",
+    what("--masks", type=cli.path_or(*MASKS), default="learned", metavar="KIND",
          help="learned (default): drawn by the mask model; train: the training masks, moved; "
               "or the path of a mask file or folder, used as it lies")
     how = parser.add_argument_group("how").add_argument
-    how("--steps", type=at_least(1, 500), default=STEPS, metavar="N",
+    how("--steps", type=cli.at_least(1, 500), default=STEPS, metavar="N",
         help=f"DDIM steps (default: {STEPS})")
-    how("--guidance", type=auto_or(positive), metavar="G",
+    how("--guidance", type=cli.auto_or(cli.positive), metavar="G",
         help="classifier-free guidance scale, 1 is none; auto (default): each defect as strong "
              "as in its photographs, found in training; 1 with --reweight")
     how("--negative", choices=["empty", "object"], default="empty",
@@ -69,19 +57,19 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
              "a scale of 1 uses none")
     how("--reweight", choices=list(WEIGH), default="off",
         help="attention re-weighting: adaptive: the paper's idea with gain, contrast and bound; "
-             "paper: its formula as printed; released: its code's weights; "
+             "paper: its formula as printed; released: the authors' code's; "
              "constant: the gain alone; off (default)")
-    how("--reweight-gain", type=positive, metavar="G",
+    how("--reweight-gain", type=cli.positive, metavar="G",
         help=f"mean weight of --reweight adaptive or constant (default: {reweight.GAIN})")
-    how("--batch-size", type=at_least(1), default=BATCH_SIZE, metavar="N",
+    how("--batch-size", type=cli.at_least(1), default=BATCH_SIZE, metavar="N",
         help=f"pairs painted together (default: {BATCH_SIZE})")
-    how("--seed", type=at_least(0), default=0, metavar="N",
+    how("--seed", type=cli.at_least(0), default=0, metavar="N",
         help="of everything random (default: 0)")
     where = parser.add_argument_group("where to write").add_argument
     where("--out", type=Path, default=Path("generated"), metavar="DIR",
           help="the folder of pairs; the same command goes on where it stopped "
                "(default: generated)")
-    add_machine_options(parser)
+    cli.add_machine_options(parser)
     args = parser.parse_args(argv)
     if args.reweight_gain is not None and args.reweight not in WITH_GAIN:
         parser.error(f"--reweight-gain belongs to --reweight {' and '.join(WITH_GAIN)}, "
@@ -113,15 +101,16 @@ def pair_options(args: argparse.Namespace, run: Run) -> dict[str, object]:
 def main(argv: list[str] | None = None) -> None:
     """Parse, load, paint, say where each pair is, and the contact sheet."""
     args = parse_args(argv)
-    device = choose_device(args.device)
-    args.dtype = choose_dtype(args.dtype, device)   # what is recorded: auto varies by machine
+    device = cli.choose_device(args.device)
+    args.dtype = cli.choose_dtype(args.dtype, device)   # what is recorded: auto varies by machine
     run = read_run(args.run)
     defects = select(run.defects, args.only)
     folder = PairFolder(args.out, pair_options(args, run))
     weights = run.config["options"]["weights"]
-    with Display() as report:
+    with cli.Display() as report:
         report(f"loading {weights}", 0, 1)
-        sd = load(weights, device, DTYPES[args.dtype], run.config["prediction_type"])
+        sd = load(weights, device, cli.DTYPES[args.dtype], run.config["prediction_type"])
+        sd.fingerprint()        # reads the files, which paint compares with the run's
         report(f"loading {weights}", 1, 1)
         print(*sd.remarks, sep="\n", file=sys.stderr)
         for pair in paint(
@@ -130,9 +119,9 @@ def main(argv: list[str] | None = None) -> None:
                 guidance=args.guidance, against_object=args.negative == "object",
                 weigh=weigh_function(args), batch_size=args.batch_size, seed=args.seed,
                 report=report):
-            print(pair.image, flush=True)
-    print(folder.sheet)
+            cli.say(pair.image)
+    cli.say(folder.sheet)
 
 
 if __name__ == "__main__":
-    sys.exit(run_tool("sample.py", main))
+    sys.exit(cli.run_tool("sample.py", main))

@@ -6,7 +6,7 @@ comes, so that no memory is spent on random initial weights or on a second copy 
 
 import hashlib
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -97,7 +97,7 @@ def _prediction(asked: str, found: Checkpoint, unet: UNet, device: str,
                 dtype: torch.dtype) -> tuple[bool, str]:
     """(v_prediction, what decided): what was given, what a file states, or what the U-Net does."""
     if asked != "auto":
-        return asked == "v", "as given"
+        return asked == "v", "as given, or as the run has it"
     if found.prediction is not None:
         return found.schedule.v_prediction, found.prediction
     v = _predicts_v(unet, found.sources["unet"].path, device, dtype)
@@ -129,4 +129,4 @@ def load(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtyp
     schedule = Schedule(replace(found.schedule, v_prediction=v_prediction))
     remarks += [*found.remarks, f"prediction type {'v' if v_prediction else 'eps'}: {rule}"]
     return StableDiffusion(found.tokenizer, text, unet, vae, schedule, tuple(remarks), source,
-                           partial(fingerprint, source))
+                           cache(partial(fingerprint, source)))

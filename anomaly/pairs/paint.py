@@ -20,7 +20,7 @@ from anomaly.dataset import Defect, read_photograph
 from anomaly.embedding import AnomalyEmbedding
 from anomaly.painter import Settings, Weigh, context_of, paint_crops
 from anomaly.pairs.composite import change, composite
-from anomaly.pairs.masks import MaskSource, learned_masks
+from anomaly.pairs.masks import Masks, MaskSource, learned_masks
 from anomaly.pairs.pair_folder import PairFolder
 from anomaly.pairs.placement import Normal, find_normals
 from anomaly.pairs.plan import Plan, Target, draw_plan
@@ -70,6 +70,41 @@ def paint_block(sd: StableDiffusion, learner: AnomalyEmbedding, defect: Defect, 
             for before, after, t in zip(photographs, images, targets)]
 
 
+@dataclass(frozen=True)
+class Job:
+    """What is to be painted of one defect: everything that can be at fault is settled."""
+
+    defect: Defect
+    normals: list[Normal]
+    masks: Masks
+    settings: Settings
+    n: int
+
+
+def paint_job(sd: StableDiffusion, learner: AnomalyEmbedding, job: Job, folder: PairFolder,
+              batch_size: int, seed: int, report: Report) -> Iterator[Pair]:
+    """Paint the pairs of a job that are not there, block by block; yields each when written."""
+    cells = job.settings.size // sd.vae.config.factor
+    shape = (sd.unet.config.latent_channels, cells, cells)
+    missing = {k for k in range(job.n) if not folder.done(job.defect, k)}
+    label = f"painting {job.defect.key}, guidance {job.settings.guidance.scale:g}"
+    report(label, job.n - len(missing), job.n, "")
+    for start in range(0, job.n, batch_size):
+        block = range(start, start + batch_size)
+        if missing.isdisjoint(block):
+            continue
+        plans = [draw_plan(job.defect, k, seed, shape, job.masks.references, len(job.normals))
+                 for k in block]
+        targets = job.masks.choose(plans)
+        painted = paint_block(sd, learner, job.defect, plans, targets, job.settings)
+        for plan, target, (image, changed) in zip(plans, targets, painted):
+            if plan.k in missing:
+                paths = folder.write(job.defect, plan.k, target, image, changed, seed)
+                missing.remove(plan.k)
+                report(label, job.n - len(missing), job.n, "")
+                yield Pair(*paths, job.defect, plan.k, changed)
+
+
 def paint(sd: StableDiffusion, run: Run, folder: PairFolder, *, defects: list[Defect] | None = None,
           n: int | None = None, normals: Path | None = None, masks: MaskSource = learned_masks,
           steps: int = STEPS, guidance: float | None = None, against_object: bool = False,
@@ -80,42 +115,26 @@ def paint(sd: StableDiffusion, run: Run, folder: PairFolder, *, defects: list[De
     defects: None: all of the run's. n: a defect; None: PAIRS, or 1 for one photograph and one mask
     file. normals: a photograph or a folder; None: those of the data. guidance: a scale; None: what
     training found, or 1 with a re-weighting. against_object: the negative prompt is the object's
-    words, not empty. weigh: d, m -> w_m.
+    words, not empty. weigh: d, m -> w_m. Every fault of the input raises before any painting.
     """
     run_folder.check_weights(run, sd.source, sd.fingerprint())
     defects = run.defects if defects is None else defects
-    photographs = {d.key: normals_of(d, normals) for d in defects}
     learner = run_folder.load_learner(run, sd, defects)
     to_rgb = run_folder.load_module(run, "latent_to_rgb")["latent_to_rgb"].to(sd.device)
-    cells = run.config["size"] // sd.vae.config.factor
-    shape = (sd.unet.config.latent_channels, cells, cells)
     if weigh is not None and guidance is None:
         log.info("with a re-weighting the guidance is 1: both strengthen, and its scale was found "
                  "without")
         guidance = 1.0
+    jobs = []
     for defect in defects:
-        there = photographs[defect.key]
+        there = normals_of(defect, normals)
         source = masks(sd, run, defect, there, steps)
         wanted = n if n is not None else 1 if source.one_file and len(there) == 1 else PAIRS
         negative = defect.object.replace("_", " ") if against_object else ""
         scale = run_folder.load_guidance(run, defect) if guidance is None else guidance
         settings = Settings(run.config["size"], steps, Guidance(scale, sd.context(negative)),
                             to_rgb, weigh)
-        missing = {k for k in range(wanted) if not folder.done(defect, k)}
-        label = f"painting {defect.key}, guidance {scale:g}"
-        report(label, wanted - len(missing), wanted, "")
-        for start in range(0, wanted, batch_size):
-            block = range(start, start + batch_size)
-            if missing.isdisjoint(block):
-                continue
-            plans = [draw_plan(defect, k, seed, shape, source.references, len(there))
-                     for k in block]
-            targets = source.choose(plans)
-            for plan, target, (image, changed) in zip(
-                    plans, targets, paint_block(sd, learner, defect, plans, targets, settings)):
-                if plan.k in missing:
-                    paths = folder.write(defect, plan.k, target, image, changed, seed)
-                    missing.remove(plan.k)
-                    report(label, wanted - len(missing), wanted, "")
-                    yield Pair(*paths, defect, plan.k, changed)
+        jobs.append(Job(defect, there, source, settings, wanted))
+    for job in jobs:
+        yield from paint_job(sd, learner, job, folder, batch_size, seed, report)
     folder.finish(run.config["size"])

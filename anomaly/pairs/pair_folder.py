@@ -57,6 +57,9 @@ class PairFolder:
             raise ValueError(f"{path}: not JSON ({err}); choose another --out") from None
         if "version" not in before:
             before["reweight"] = REWEIGHT_0_1.get(before.get("reweight"), before.get("reweight"))
+            if before["reweight"] not in (None, "off") and before.get("guidance") == "auto":
+                raise ValueError(f"{path}: made by version 0.1, which re-weighted with the "
+                                 f"guidance that training found; choose another --out")
         for name, value in self.options.items():
             if before.get(name) != value:
                 raise ValueError(

@@ -20,8 +20,11 @@ def naming_full_disk(path: Path) -> Iterator[None]:
     """What fails to be written to path names it and the remedy, where the system names neither."""
     try:
         yield
-    except (OSError, SafetensorError) as err:   # a full disk is no OSError when safetensors says it
-        if isinstance(err, OSError) and err.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except SafetensorError as err:      # no OSError, whatever the system said
+        raise OSError(f"{path}: not written: {err}; make room on the disk, or give another --out "
+                      f"that can be written to") from None
+    except OSError as err:
+        if err.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise OSError(
             f"{path}: not written: {err}; make room on the disk, or give another --out") from None

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from anomaly.dataset import Defect, read_example
+from anomaly.dataset import Defect, check_names, read_example
 from anomaly.embedding import AnomalyEmbedding, Learner, MaskEmbedding
 from anomaly.painter import Settings
 from anomaly.progress import Report, each, silent
@@ -88,6 +88,9 @@ def learn(sd: StableDiffusion, defects: list[Defect], out: Path, *, steps: int |
     anything is written: ValueError or an OSError.
     """
     run_folder.check_out(out, resume)
+    check_names(defects)
+    if not defects or not all(defect.examples for defect in defects):
+        raise ValueError("nothing to learn: expected defects with one photograph and mask at least")
     for example in (e for defect in defects for e in defect.examples):
         read_example(example)
     pixels = size or sd.native_size

@@ -99,20 +99,22 @@ def start_run(folder: Path, config: dict[str, Any], resume: bool) -> Run:
         return Run(folder, config)
     old = read_run(folder)
     check_weights(old, config["options"]["weights"], config["weights_sha256"])
+    before = old.config["options"]
     for name, value in config["options"].items():
-        before = old.config["options"].get(name)
-        if name not in ("steps", "weights") and value != before:
+        if name not in ("steps", "weights") and value != before.get(name, value):
             raise ValueError(f"--{name.replace('_', '-')}: {value!r}, but the run in {folder} was "
-                             f"made with {before!r}; resume with that or train into another --out")
+                             f"made with {before[name]!r}; resume with that or train into another "
+                             f"--out")
     if config["prediction_type"] != old.config["prediction_type"]:
         raise ValueError(f"--prediction-type: found to be {config['prediction_type']}, but the run "
                          f"in {folder} was made with {old.config['prediction_type']}; give that")
     if config["defects"] != old.config["defects"]:
         raise ValueError(f"--data: the training files differ from those in {folder}/config.json; "
                          f"restore them or train into another --out")
-    if config["options"]["steps"] < old.config["options"]["steps"]:
+    if config["options"]["steps"] < before["steps"]:
         raise ValueError(f"--steps: {config['options']['steps']}, but the run in {folder} has "
-                         f"{old.config['options']['steps']}; --resume takes as many or more")
+                         f"{before['steps']}; --resume takes as many or more")
+    config = {**config, "options": {**before, **config["options"]}}
     write_json(folder / "config.json", config)
     return Run(folder, config)
 
