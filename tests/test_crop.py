@@ -142,13 +142,13 @@ def test_a_single_pixel_survives_every_angle():
 
 
 def test_augmentation_moves_image_and_mask_together():
-    mask = rectangle(90, 120, 20, 70, 25, 20)
+    mask = rectangle(90, 120, 20, 50, 5, 50)        # long: turned by 3 degrees it lies elsewhere
     photograph = np.where(mask, 255, 0).astype(np.uint8)
     rng = np.random.default_rng(1)
     for _ in range(20):
         view = augmented(photograph, mask, 64, 4, True, rng)
         bright = view.image[0] > 0
-        assert (bright == view.mask).float().mean() > 0.9
+        assert (bright & view.mask).sum() / (bright | view.mask).sum() > 0.7
         assert view.cells.any()
 
 

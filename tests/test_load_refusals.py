@@ -225,6 +225,7 @@ def test_a_json_file_that_holds_no_object_is_refused_by_name(folder, name, text)
     ("scheduler/scheduler_config.json", "beta_schedule", "linear"),
     ("scheduler/scheduler_config.json", "rescale_betas_zero_snr", True),
     ("scheduler/scheduler_config.json", "beta_end", 0.0001),
+    ("scheduler/scheduler_config.json", "num_train_timesteps", 1),
 ])
 def test_a_config_of_another_model_is_refused_by_file(folder, name, key, value):
     edit_json(folder / name, **{key: value})
