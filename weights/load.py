@@ -97,7 +97,7 @@ def _prediction(asked: str, found: Checkpoint, unet: UNet, device: str,
                 dtype: torch.dtype) -> tuple[bool, str]:
     """(v_prediction, what decided): what was given, what a file states, or what the U-Net does."""
     if asked != "auto":
-        return asked == "v", "as given, or as the run has it"
+        return asked == "v", "as given"
     if found.prediction is not None:
         return found.schedule.v_prediction, found.prediction
     v = _predicts_v(unet, found.sources["unet"].path, device, dtype)
