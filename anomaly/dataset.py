@@ -162,6 +162,8 @@ def check_names(defects: list[Defect]) -> None:
     """ValueError if two defects would share their file names, letter case aside."""
     taken: dict[str, Defect] = {}
     for defect in defects:
+        if defect.name.lower() == "good":
+            raise ValueError(f"{defect.key}: good is the name of what has no defect; rename it")
         for name in {defect.stem, f"{slug(defect.object)}/{slug(defect.name)}"}:
             other = taken.setdefault(name.lower(), defect)
             if other is not defect:

@@ -17,7 +17,7 @@ from PIL import ImageFont
 from torch import Tensor, nn
 
 from anomaly import crop, dataset, prompt, reweight, sampler, train
-from anomaly.pairs.composite import change, composite
+from anomaly.pairs import composite, pair_folder
 from anomaly.pairs.paint import normals_of
 from anomaly.runs import atomic_files, run_folder, sheets
 from ldm.attention import CrossAttention
@@ -111,7 +111,7 @@ def crops(w: Walk) -> str:
     {n[3]} and {n[5]}. In the cells that are lost, nothing is learned and nothing is painted.
     """
     n, shape, size = [int(w.m.sum()), w.m.numel()], tuple(w.z_0.shape), len(w.x.mask)
-    rows = [{"y and the crop": sheets.framed(w.y, **vars(w.square)), "x in the crop":
+    rows = [{"y and the crop": pair_folder.framed(w.y, **vars(w.square)), "x in the crop":
              sheets.to_pixels(w.x.image), "mask": heat(w.x.mask), "m": heat(w.m[0])}]
     for square in (crop.Crop(0, 0, len(w.thin)), crop.defect_crop(w.thin, len(w.x.mask))):
         mask = torch.from_numpy(crop.cut(w.thin, square)).float()
@@ -256,15 +256,15 @@ def result(w: Walk) -> str:
 
     The last x is decoded, resized to the {w.square.side} pixels of the crop, and pasted under the
     mask. <<anomaly/pairs/composite.py: out[rows, columns] = >>
-    Outside the mask {outside} pixels differ from y. Inside, the mean change is {inside:.2f} on a
+    Outside the mask {outside} values differ from y. Inside, the mean change is {inside:.2f} on a
     scale from 0 (none) to 1 (black to white). {sheet}
     This page is the output of `python docs/walkthrough.py` on a CPU, from a run of
     {w.run.config[options][steps]} steps a defect with the embedded checkpoint
     (`python tools/train_embed.py`).
     """
     image = w.sd.vae.decode(w.steps[-1].x)[0]
-    after = composite(w.y, w.mask, w.square, image)
-    outside, inside = (after != w.y).any(axis=2)[~w.mask].sum(), change(w.y, after, w.mask)
+    after = composite.composite(w.y, w.mask, w.square, image)
+    outside, inside = (after != w.y)[~w.mask].sum(), composite.change(w.y, after, w.mask)
     sheet = w.picture("result.jpg", "the photograph, the decoded crop and the pair", {
         "y": w.y, "the last x, decoded": sheets.to_pixels(image), "image of the pair": after,
         "its mask": heat(torch.from_numpy(w.mask)), "image, close": crop.cut(after, w.square)})

@@ -57,6 +57,11 @@ def test_the_split_is_the_lowest_third_by_name_and_at_least_one():
         assert len(train) == kept
 
 
+def test_a_defect_is_not_called_good():
+    with pytest.raises(ValueError, match="tile/good: good is the name of what has no defect"):
+        check_names([Defect("tile", "good", ())])
+
+
 def test_a_photograph_that_is_linked_into_both_sides_of_the_split_is_refused(tmp_path):
     for name in ("0", "1", "2"):
         save(tmp_path / f"{name}.png", np.zeros((4, 4), np.uint8))

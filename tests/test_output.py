@@ -85,7 +85,7 @@ def test_given_masks_must_have_a_photographs_size(tmp_path):
     normals = [Normal(Path("a"), 10, 12), Normal(Path("b"), 9, 12)]
     source = mask_files(tmp_path / "m.png")
     plan = Plan(0, None, 0, np.array([1, 0]), None)
-    target, = source(None, None, None, normals, 20).choose([plan])
+    target, = source(None, None, None, normals, 20).choose([plan], print)
     assert target.normal.path == Path("a")
     assert np.array_equal(target.mask, mask_of(10, 12, 2, 2, 3, 3))
     with pytest.raises(ValueError, match="m.png: 12x10 pixels, but no photograph has that size"):
@@ -108,7 +108,7 @@ def test_a_mask_that_fits_no_first_choice_goes_to_the_next_photograph(tmp_path):
     defect = Defect("o", "d", (Example(tmp_path / "i.png", tmp_path / "m.png"),))
     normals = [Normal(Path("small"), 30, 30), Normal(Path("large"), 60, 60)]
     masks = training_masks(None, runs.Run(tmp_path, {"size": 64}), defect, normals, 20)
-    target, = masks.choose([Plan(0, None, 0, np.array([0, 1]), None)])
+    target, = masks.choose([Plan(0, None, 0, np.array([0, 1]), None)], print)
     assert target.normal.path == Path("large") and masks.references == 1
 
 
@@ -213,6 +213,11 @@ def test_a_second_command_with_other_options_is_refused_naming_the_option(tmp_pa
     message = "--reweight-gain: 2.0, but the pairs in .* were made with 1.5"
     with pytest.raises(ValueError, match=message):
         PairFolder(tmp_path / "out", {"seed": 0, "reweight_gain": 2.0})
+    with pytest.raises(ValueError, match="--run: another run than that of the pairs in"):
+        PairFolder(tmp_path / "out", {"seed": 0, "run": "ab" * 32})
+    (tmp_path / "out/_meta/config.json").write_text("[]")
+    with pytest.raises(ValueError, match="found a JSON list, expected an object"):
+        PairFolder(tmp_path / "out", {"seed": 0})
 
 
 def test_a_folder_of_version_0_1_goes_on_under_the_new_words_for_its_formulas(tmp_path):
@@ -295,13 +300,34 @@ def test_losses_end_where_the_state_does(run):
 
 
 @pytest.mark.parametrize("change_, words", [
-    ({"seed": 1}, "--seed: 1, but the run"), ({"steps": 4}, "--steps: 4, but the run"),
+    ({"seed": 1}, "--seed: 1, but the run in .* was made with 0"),
+    ({"seed": None}, "--seed: none, but the run"),
+    ({"steps": 4}, "--steps: 4, but the run in .* has learned 5"),
 ])
 def test_resuming_with_other_options_is_refused(run, change_, words):
+    write_tensors(run.folder / "state/image.safetensors", {"a": torch.zeros(1)}, {"step": "5"})
     config = json.loads((run.folder / "config.json").read_text())
     config["options"].update(change_)
     with pytest.raises(ValueError, match=words):
         runs.start_run(run.folder, config, resume=True)
+
+
+def test_steps_that_were_asked_for_in_error_can_be_taken_back(run):
+    """Asked for 5, learned 2 (of one defect): 3 is as good a number, 1 is not."""
+    write_tensors(run.folder / "state/image.safetensors", {"a": torch.zeros(1)}, {"step": "2"})
+    config = json.loads((run.folder / "config.json").read_text())
+    config["options"]["steps"] = 3
+    assert runs.start_run(run.folder, config, resume=True).config["options"]["steps"] == 3
+    config["options"]["steps"] = 1
+    with pytest.raises(ValueError, match="--steps: 1, but the run in .* has learned 2"):
+        runs.start_run(run.folder, config, resume=True)
+
+
+def test_a_run_that_stopped_before_it_learned_anything_does_not_block_its_folder(run):
+    runs.check_out(run.folder, resume=False)
+    (run.folder / "state").mkdir()
+    with pytest.raises(FileExistsError, match="holds a training run already; continue it with"):
+        runs.check_out(run.folder, resume=False)
 
 
 def test_resuming_a_model_that_is_found_to_predict_something_else_is_refused(run):

@@ -1,8 +1,11 @@
 """The stories as functions, and the tools round them: README's Python, defaults, help, progress."""
 
+import errno
 import importlib
+import io
 import json
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +21,7 @@ from anomaly.reweight import constant
 from anomaly.runs import learn
 from anomaly.runs.learn import default_steps
 from anomaly.runs.run_folder import read_run
-from cli import Display
+from cli import Display, run_tool, say
 from commands import ROOT, call, start
 from weights import load
 
@@ -148,6 +151,31 @@ def test_help_is_short_has_a_unit_for_every_value_and_two_examples(tool):
         takes_nothing = option in ("--version", "--no-masks", "--no-flip", "--resume")
         assert takes_nothing or re.match(r" ([A-Z]|\{)", rest), option
     assert start(tool, "--version").communicate()[0] == f"few-shot-defects {__version__}\n"
+
+
+@pytest.mark.parametrize("error, code, words", [
+    (MemoryError(), 1, "not enough memory; give a smaller --batch-size or --size"),
+    (RuntimeError("[enforce] DefaultCPUAllocator: can't allocate"), 1, "not enough memory"),
+    (OSError(errno.ENOSPC, "No space left on device"), 1, "make room on the disk"),
+    (PermissionError(13, "Permission denied", "/o/x"), 2, "/o/x: permission denied; check the"),
+    (NotADirectoryError(20, "Not a directory", "/f/x"), 2, "/f/x: not a directory; check"),
+    (ValueError("--size: 3"), 2, "--size: 3"),
+    (KeyboardInterrupt(), 130, "interrupted; what is written is whole")])
+def test_every_error_is_one_line_with_a_remedy_and_its_exit_code(capsys, error, code, words):
+    def fail():
+        raise error
+    assert run_tool("x.py", fail) == code
+    line, = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"x.py: {words}") or words in line
+
+
+def test_whoever_closes_stdout_does_not_stop_the_work(monkeypatch):
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+    monkeypatch.setattr(sys, "stdout", Closed())
+    say(Path("a"))
+    say(Path("b"))
 
 
 def test_progress_without_a_terminal_is_a_line_at_the_end_of_each_part(capsys):

@@ -3,6 +3,7 @@
 import argparse
 import errno
 import logging
+import os
 import sys
 import threading
 import time
@@ -127,14 +128,22 @@ def run_tool(name: str, main: Callable[[], None]) -> int:
         main()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError,
             PermissionError, ValueError) as err:
+        if isinstance(err, OSError) and err.filename is not None:       # the system's own words
+            err = ValueError(f"{err.filename}: {str(err.strerror).lower()}; check the path, and "
+                             f"that it may be read, or written to if it is the --out")
         print(f"{name}: {err}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        again = " (with --resume, if its --out has a config.json)" if "train_embed" in name else ""
+        again = " (with --resume, once it has learned something)" if "train_embed" in name else ""
         print(f"{name}: interrupted; what is written is whole, the same command goes on from there"
               f"{again}", file=sys.stderr)
         return 130
+    except MemoryError:
+        print(f"{name}: not enough memory; give a smaller --batch-size or --size", file=sys.stderr)
+        return 1
     except (RuntimeError, OSError) as err:
+        if isinstance(err, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(err):
+            err = RuntimeError("not enough memory; give a smaller --batch-size or --size")
         full = isinstance(err, OSError) and err.errno in (errno.ENOSPC, errno.EDQUOT)
         remedy = "; make room on the disk, or give another --out" if full else ""
         print(f"{name}: {' '.join(str(err).split())}{remedy}", file=sys.stderr)
@@ -143,9 +152,12 @@ def run_tool(name: str, main: Callable[[], None]) -> int:
 
 
 def say(path: Path) -> None:
-    """A path on stdout, beside the bar."""
-    with tqdm.external_write_mode(file=sys.stdout):
-        print(path, flush=True)
+    """A path on stdout, beside the bar; whoever closes stdout is not told, the work goes on."""
+    try:
+        with tqdm.external_write_mode(file=sys.stdout):
+            print(path, flush=True)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")
 
 
 class Display:

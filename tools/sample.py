@@ -16,7 +16,7 @@ from anomaly.painter import Weigh
 from anomaly.pairs.masks import learned_masks, mask_files, training_masks
 from anomaly.pairs.paint import BATCH_SIZE, PAIRS, paint
 from anomaly.pairs.pair_folder import PairFolder
-from anomaly.runs.run_folder import Run, read_run
+from anomaly.runs.run_folder import Run, load_module, read_run
 from anomaly.sampler import STEPS
 from weights import load
 
@@ -87,6 +87,7 @@ def weigh_function(args: argparse.Namespace) -> Weigh | None:
 
 def pair_options(args: argparse.Namespace, run: Run) -> dict[str, object]:
     """What every pair of an output folder shares."""
+    load_module(run, "spatial_encoder")     # whole, and of the run's last training
     own_scale = "auto" if args.reweight == "off" else 1.0       # as paint resolves it
     encoder = (run.folder / "spatial_encoder.safetensors").read_bytes()
     return {"run": hashlib.sha256(encoder).hexdigest(),
@@ -110,9 +111,7 @@ def main(argv: list[str] | None = None) -> None:
     with cli.Display() as report:
         report(f"loading {weights}", 0, 1)
         sd = load(weights, device, cli.DTYPES[args.dtype], run.config["prediction_type"])
-        sd.fingerprint()        # reads the files, which paint compares with the run's
         report(f"loading {weights}", 1, 1)
-        print(*sd.remarks, sep="\n", file=sys.stderr)
         for pair in paint(
                 sd, run, folder, defects=defects, n=args.n, normals=args.normals,
                 masks=MASKS.get(args.masks) or mask_files(args.masks.resolve()), steps=args.steps,

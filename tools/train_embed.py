@@ -126,7 +126,6 @@ def main(argv: list[str] | None = None) -> None:
         defects = select_defects(args, report)
         report(f"loading {args.weights}", 0, 1)
         sd = load(args.weights, device, cli.DTYPES[args.dtype], args.prediction_type)
-        sd.fingerprint()        # reads the files, for the record of the run
         report(f"loading {args.weights}", 1, 1)
         print(*sd.remarks, sep="\n", file=sys.stderr)
         run = learn(sd, defects, args.out,

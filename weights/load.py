@@ -23,7 +23,7 @@ from weights.files import open_weights
 FLOATS = ("F64", "F32", "F16", "BF16")
 TINY = "tiny"       # the word for the embedded checkpoint; a Path("tiny") is a folder of that name
 TINY_REMARK = ("tiny: the checkpoint that comes with the project; it has only seen pictures that "
-               "the project draws, for photographs give --weights a Stable Diffusion")
+               "the project draws, for photographs train with --weights a Stable Diffusion")
 
 
 def _located(path: str | Path) -> Path:

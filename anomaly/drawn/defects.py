@@ -67,6 +67,7 @@ def scratch(rng: np.random.Generator, centre: Array, size: float) -> DrawnDefect
     shape = _line(points, width * np.array([0.6, 1.0, 1.1, 1.0, 0.6]))
 
     def paint(view: View, d: Array, surface: Array) -> Array:
+        """A dark lip, a bright groove."""
         lit = view.cover(d + 0.35 * width)
         surface = mix(surface, surface * 0.45, view.cover(d))
         return mix(surface, np.array([0.94, 0.94, 0.92]), 0.85 * lit)
@@ -88,6 +89,7 @@ def crack(rng: np.random.Generator, centre: Array, size: float) -> DrawnDefect:
         return np.min([line(view) for line in lines], axis=0)
 
     def paint(view: View, d: Array, surface: Array) -> Array:
+        """Dark all over."""
         return mix(surface, surface * 0.15, view.cover(d))
     return DrawnDefect(shape, paint)
 
@@ -99,6 +101,7 @@ def cut(rng: np.random.Generator, centre: Array, size: float) -> DrawnDefect:
     shape = _line(points, gape * np.array([0.25, 0.62, 0.9, 1.0, 0.9, 0.62, 0.25]))
 
     def paint(view: View, d: Array, surface: Array) -> Array:
+        """Pale lips, dark inside."""
         surface = mix(surface, 0.45 * surface + 0.5, 0.9 * view.cover(d))
         return mix(surface, np.array([0.05, 0.04, 0.04]), view.cover(d + 0.42 * gape))
     return DrawnDefect(shape, paint)
@@ -109,6 +112,7 @@ def hole(rng: np.random.Generator, centre: Array, size: float) -> DrawnDefect:
     shape = _blob(rng, centre, 0.72 * size, 0.10)
 
     def paint(view: View, d: Array, surface: Array) -> Array:
+        """A dark hole with a lit wall."""
         x, y = (axis - c for axis, c in zip(view.grid, centre))
         wall = np.clip(1 + d / (0.22 * size), 0, 1) * np.clip((x + y) / (0.8 * size), 0, 1)
         inside = np.array([0.05, 0.05, 0.06]) + (0.45 * wall)[..., None] * surface
@@ -126,6 +130,7 @@ def stain(rng: np.random.Generator, centre: Array, size: float, tint: str) -> Dr
     uneven = Noise(rng, 8, 8)
 
     def paint(view: View, d: Array, surface: Array) -> Array:
+        """Pigment over the surface, thickest at the edge."""
         ring = np.exp(-((d + 0.10 * size) / (0.12 * size)) ** 2)
         thick = np.clip(0.74 + 0.14 * ring + 0.04 * uneven(view), 0, 1)
         wet = mix(surface, pigment * (0.75 + 0.4 * surface), thick)
@@ -139,6 +144,7 @@ def glue(rng: np.random.Generator, centre: Array, size: float) -> DrawnDefect:
     amber = colour(rng, (0.88, 0.78, 0.42), spread=0.03)
 
     def paint(view: View, d: Array, surface: Array) -> Array:
+        """Amber, domed, with a bright spot."""
         x, y = (axis - c for axis, c in zip(view.grid, centre))
         inside = np.clip(-d / (0.8 * size), 0, 1)
         dome = np.sqrt(np.clip(inside, 0, 1))
@@ -156,6 +162,7 @@ def dent(rng: np.random.Generator, centre: Array, size: float) -> DrawnDefect:
     shape, depth = _blob(rng, centre, 0.85 * size, 0.12), rng.uniform(0.85, 1.1)
 
     def paint(view: View, d: Array, surface: Array) -> Array:
+        """Dark towards the light, bright on the other side."""
         x, y = (axis - c for axis, c in zip(view.grid, centre))
         facing = (x + y) / (1.2 * size)
         bowl = np.clip(-d / (0.30 * size), 0, 1)
@@ -171,6 +178,7 @@ def burn(rng: np.random.Generator, centre: Array, size: float) -> DrawnDefect:
     halo = colour(rng, (0.46, 0.24, 0.09), spread=0.03)
 
     def paint(view: View, d: Array, surface: Array) -> Array:
+        """A brown halo, black where it is deep."""
         depth = -d / (0.9 * size) + 0.05 * ragged(view)
         scorched = mix(surface, halo * (0.5 + 0.6 * surface), np.clip(0.55 + 1.2 * depth, 0, 0.95))
         charred = mix(scorched, np.array([0.06, 0.05, 0.05]), np.clip((depth - 0.30) / 0.15, 0, 1))

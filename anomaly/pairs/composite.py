@@ -17,7 +17,8 @@ def composite(photograph: np.ndarray, mask: np.ndarray, crop: Crop, painted: Ten
     """
     if not painted.isfinite().all():
         raise RuntimeError(
-            "the decoded picture has values that are not finite; nothing was written for it")
+            "the decoded picture has values that are not finite, and nothing was written for it; "
+            "give a smaller --guidance, or a more precise --dtype")
     picture = Image.fromarray(to_pixels(painted))
     picture = picture.resize((crop.side, crop.side), Image.Resampling.BICUBIC)
     patch = np.asarray(picture.convert("L") if photograph.ndim == 2 else picture)

@@ -36,9 +36,10 @@ log = logging.getLogger(__name__)
 class Masks:
     """The masks of one defect."""
 
-    choose: Callable[[list[Plan]], list[Target]]    # of a block of pairs
-    references: int = 1                             # how many training masks a plan draws one of
-    one_file: bool = False                          # a single file was given
+    # Of a block of pairs; the second argument is told in words how it goes.
+    choose: Callable[[list[Plan], Callable[[str], None]], list[Target]]
+    references: int = 1         # how many training masks a plan draws one of
+    one_file: bool = False      # a single file was given
 
 
 # A source: the model, the run, the defect, the photographs, DDIM steps.
@@ -59,12 +60,12 @@ def training_masks(sd: StableDiffusion, run: Run, defect: Defect, normals: list[
         if any(fits(patch, normal) for normal in normals):
             usable.append(patch)
         else:
-            log.info("%s: %dx%d pixels, larger than every photograph; left out", patch.source,
+            log.info("%s: %dx%d pixels, which fit into no photograph; left out", patch.source,
                      patch.mask.shape[1], patch.mask.shape[0])
     if not usable:
         raise ValueError(f"--masks train: no training mask of {defect.key} fits into a photograph "
                          f"of --normals; use larger photographs")
-    return Masks(lambda plans: [_place(usable[p.reference], p, normals) for p in plans],
+    return Masks(lambda plans, tell: [_place(usable[p.reference], p, normals) for p in plans],
                  len(usable))
 
 
@@ -72,6 +73,7 @@ def mask_files(path: Path) -> MaskSource:
     """A mask file or a folder of them, in turn, each as it lies, in a photograph of its size."""
     def given(sd: StableDiffusion, run: Run, defect: Defect, normals: list[Normal],
               steps: int) -> Masks:
+        """The source of these files, whatever the defect."""
         masks = read_mask_files(path, normals)
 
         def target(plan: Plan) -> Target:
@@ -79,7 +81,7 @@ def mask_files(path: Path) -> MaskSource:
             sized = (normals[i] for i in plan.order
                      if (normals[i].height, normals[i].width) == mask.shape)
             return Target(next(sized), mask, str(file))
-        return Masks(lambda plans: [target(p) for p in plans], one_file=path.is_file())
+        return Masks(lambda plans, tell: [target(p) for p in plans], one_file=path.is_file())
     return given
 
 
@@ -107,10 +109,10 @@ def learned_masks(sd: StableDiffusion, run: Run, defect: Defect, normals: list[N
             return None
         return _place(patch, plan, normals)
 
-    def choose(plans: list[Plan]) -> list[Target]:
+    def choose(plans: list[Plan], tell: Callable[[str], None]) -> list[Target]:
         """A mask for every plan; those still without one share the batch."""
         found: dict[int, Target] = {}
-        refused = 0
+        refused = drawn = 0
         while len(found) < len(plans):
             waiting = [i for i in range(len(plans)) if i not in found]
             turns = [waiting[j % len(waiting)] for j in range(len(plans))]
@@ -120,10 +122,12 @@ def learned_masks(sd: StableDiffusion, run: Run, defect: Defect, normals: list[N
             for i, picture in zip(turns, pictures):
                 if i in found:
                     continue
+                drawn += 1
                 if (result := target(picture, plans[i])) is None:
                     refused += 1
                 else:
                     found[i], refused = result, 0
+            tell(f"{len(found)} of {len(plans)} masks found, {drawn - len(found)} refused")
             if refused >= GIVE_UP:
                 raise RuntimeError(f"{defect.key}: none of {refused} masks was accepted; use "
                                    f"--masks train, or train longer")

@@ -24,7 +24,7 @@ from anomaly.pairs.masks import Masks, MaskSource, learned_masks
 from anomaly.pairs.pair_folder import PairFolder
 from anomaly.pairs.placement import Normal, find_normals
 from anomaly.pairs.plan import Plan, Target, draw_plan
-from anomaly.progress import Report, silent
+from anomaly.progress import Report, each, silent
 from anomaly.runs import run_folder
 from anomaly.runs.run_folder import Run
 from anomaly.sampler import STEPS, Guidance
@@ -95,7 +95,8 @@ def paint_job(sd: StableDiffusion, learner: AnomalyEmbedding, job: Job, folder: 
             continue
         plans = [draw_plan(job.defect, k, seed, shape, job.masks.references, len(job.normals))
                  for k in block]
-        targets = job.masks.choose(plans)
+        targets = job.masks.choose(
+            plans, lambda note: report(label, job.n - len(missing), job.n, note))
         painted = paint_block(sd, learner, job.defect, plans, targets, job.settings)
         for plan, target, (image, changed) in zip(plans, targets, painted):
             if plan.k in missing:
@@ -117,7 +118,6 @@ def paint(sd: StableDiffusion, run: Run, folder: PairFolder, *, defects: list[De
     training found, or 1 with a re-weighting. against_object: the negative prompt is the object's
     words, not empty. weigh: d, m -> w_m. Every fault of the input raises before any painting.
     """
-    run_folder.check_weights(run, sd.source, sd.fingerprint())
     defects = run.defects if defects is None else defects
     learner = run_folder.load_learner(run, sd, defects)
     to_rgb = run_folder.load_module(run, "latent_to_rgb")["latent_to_rgb"].to(sd.device)
@@ -135,6 +135,8 @@ def paint(sd: StableDiffusion, run: Run, folder: PairFolder, *, defects: list[De
         settings = Settings(run.config["size"], steps, Guidance(scale, sd.context(negative)),
                             to_rgb, weigh)
         jobs.append(Job(defect, there, source, settings, wanted))
+    for model in each([sd], "comparing the checkpoint with the run's", 1, report):
+        run_folder.check_weights(run, model.source, model.fingerprint())
     for job in jobs:
         yield from paint_job(sd, learner, job, folder, batch_size, seed, report)
     folder.finish(run.config["size"])

@@ -13,19 +13,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image, ImageDraw
 
 from anomaly import __version__
 from anomaly.crop import defect_crop
 from anomaly.dataset import Defect, read_mask, read_photograph, slug
 from anomaly.pairs.plan import Target
 from anomaly.runs.atomic_files import append_rows, read_rows, write_image, write_json, write_rows
-from anomaly.runs.sheets import framed, sheet
+from anomaly.runs.sheets import sheet
 
 COLUMNS = ["image", "mask", "object", "defect", "k", "try", "seed", "normal", "mask_source",
            "change"]
 ON_SHEET, A_ROW = 4, 2      # pairs of each defect on the contact sheet, and in one row of it
 # Version 0.1 wrote no version, and had these words for two values of --reweight.
 REWEIGHT_0_1 = {"paper": "adaptive", "literal": "paper"}
+
+
+def framed(photograph: np.ndarray, left: int, top: int, side: int) -> np.ndarray:
+    """The photograph with a frame drawn round a square, uint8 (h, w, 3)."""
+    picture = Image.fromarray(photograph).convert("RGB")
+    width = max(1, max(picture.size) // 128)
+    square = left, top, left + side, top + side
+    ImageDraw.Draw(picture).rectangle(square, outline=(255, 64, 64), width=width)
+    return np.asarray(picture)
 
 
 class PairFolder:
@@ -55,12 +65,19 @@ class PairFolder:
             before = self._before = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as err:
             raise ValueError(f"{path}: not JSON ({err}); choose another --out") from None
+        if not isinstance(before, dict):
+            raise ValueError(f"{path}: found a JSON {type(before).__name__}, expected an object; "
+                             f"choose another --out")
         if "version" not in before:
-            before["reweight"] = REWEIGHT_0_1.get(before.get("reweight"), before.get("reweight"))
-            if before["reweight"] not in (None, "off") and before.get("guidance") == "auto":
+            word = str(before.get("reweight", "off"))
+            before["reweight"] = REWEIGHT_0_1.get(word, word)
+            if before["reweight"] != "off" and before.get("guidance") == "auto":
                 raise ValueError(f"{path}: made by version 0.1, which re-weighted with the "
                                  f"guidance that training found; choose another --out")
         for name, value in self.options.items():
+            if name == "run" and before.get(name) != value:
+                raise ValueError(f"--run: another run than that of the pairs in {self.folder}, or "
+                                 f"trained further since; choose another --out")
             if before.get(name) != value:
                 raise ValueError(
                     f"--{name.replace('_', '-')}: {value!r}, but the pairs in {self.folder} "

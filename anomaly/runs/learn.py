@@ -5,6 +5,7 @@
 
 import logging
 import platform
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,14 +54,15 @@ def train_stage(run: Run, stage: str, sd: StableDiffusion, views: dict[str, View
     optimizer = torch.optim.Adam(learner.rates(sd))
     start, end = run_folder.load_state(run, stage, learner, optimizer), steps * len(views)
     run_folder.open_losses(run, stage, start)
-    label, records = f"learning {stage}s", []
+    label, records, saved = f"learning {stage}s", [], time.monotonic()
     report(label, start, end, "")
     for record in textual_inversion(sd, views, learner, optimizer, start, end, batch_size, seed):
         records.append(record)
         report(label, record.step, end, f"loss {np.mean([r.loss for r in records[-32:]]):.4f}")
-        if record.step % run_folder.SAVE_EVERY == 0 or record.step == end:
+        late = time.monotonic() - saved > run_folder.SAVE_SECONDS
+        if late or record.step % run_folder.SAVE_EVERY == 0 or record.step == end:
             run_folder.save_state(run, stage, learner, optimizer, record.step, records)
-            records = []
+            records, saved = [], time.monotonic()
 
 
 def find_guidance(sd: StableDiffusion, defects: list[Defect], learner: AnomalyEmbedding,
@@ -98,6 +100,8 @@ def learn(sd: StableDiffusion, defects: list[Defect], out: Path, *, steps: int |
         raise ValueError(f"--size: {pixels}, but the model takes multiples of {sd.size_multiple}")
     if steps is None:
         steps = run_folder.read_run(out).config["options"]["steps"] if resume else default_steps(sd)
+    for model in each([sd], "reading the checkpoint's sha256", 1, report):
+        model.fingerprint()
     run = run_folder.start_run(out, describe_run(sd, defects, pixels, {
         "weights": sd.source, "steps": steps, "batch_size": batch_size, "size": size,
         "no_flip": not flip, "no_masks": not mask_model, "seed": seed, **(options or {})}), resume)

@@ -28,7 +28,7 @@ from anomaly.train import Record
 from ldm.model import StableDiffusion
 
 LOSS_COLUMNS = ["stage", "step", "defect", "loss", "e_a", "e_s", "e_m"]     # e_*: in words' norms
-SAVE_EVERY = 100        # steps between states
+SAVE_EVERY, SAVE_SECONDS = 100, 60      # between states: steps, or seconds where they are slow
 
 
 @dataclass(frozen=True)
@@ -81,18 +81,24 @@ def check_out(folder: Path, resume: bool) -> None:
     """FileExistsError or FileNotFoundError if a run is there without resume, or none with it."""
     if resume:
         read_run(folder)
-    elif (folder / "config.json").exists():
+    elif any((folder / learned).exists() for learned in ("state", "embeddings")):
         raise FileExistsError(f"{folder}: holds a training run already; continue it with --resume "
                               f"or choose another --out")
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder}: is a file; --out takes a folder")
 
 
+def _learned_steps(run: Run) -> int:
+    """Steps a defect that the saved states have behind them."""
+    steps = [int(read_tensors(path)[1]["step"]) for path in run.folder.glob("state/*.safetensors")]
+    return -(-max(steps, default=0) // len(run.defects))
+
+
 def start_run(folder: Path, config: dict[str, Any], resume: bool) -> Run:
     """Create the run, or find the one to resume; config as it is to be written.
 
-    Raises ValueError if the one to resume was made with other options (--steps may grow, the
-    checkpoint may have moved), other files or another model.
+    Raises ValueError if the one to resume was made with other options, files or model. --steps may
+    be any that is not learned yet, and the checkpoint may have moved.
     """
     if not resume:
         write_json(folder / "config.json", config)
@@ -102,18 +108,18 @@ def start_run(folder: Path, config: dict[str, Any], resume: bool) -> Run:
     before = old.config["options"]
     for name, value in config["options"].items():
         if name not in ("steps", "weights") and value != before.get(name, value):
-            raise ValueError(f"--{name.replace('_', '-')}: {value!r}, but the run in {folder} was "
-                             f"made with {before[name]!r}; resume with that or train into another "
-                             f"--out")
+            found, made = ("none" if v is None else v for v in (value, before[name]))
+            raise ValueError(f"--{name.replace('_', '-')}: {found}, but the run in {folder} was "
+                             f"made with {made}; resume with that or train into another --out")
     if config["prediction_type"] != old.config["prediction_type"]:
         raise ValueError(f"--prediction-type: found to be {config['prediction_type']}, but the run "
                          f"in {folder} was made with {old.config['prediction_type']}; give that")
     if config["defects"] != old.config["defects"]:
         raise ValueError(f"--data: the training files differ from those in {folder}/config.json; "
                          f"restore them or train into another --out")
-    if config["options"]["steps"] < before["steps"]:
+    if config["options"]["steps"] < (learned := _learned_steps(old)):
         raise ValueError(f"--steps: {config['options']['steps']}, but the run in {folder} has "
-                         f"{before['steps']}; --resume takes as many or more")
+                         f"learned {learned}; --resume takes as many or more")
     config = {**config, "options": {**before, **config["options"]}}
     write_json(folder / "config.json", config)
     return Run(folder, config)

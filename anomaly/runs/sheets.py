@@ -32,15 +32,6 @@ def sheet(rows: list[tuple[str, list[np.ndarray]]]) -> np.ndarray:
     return np.asarray(canvas)
 
 
-def framed(photograph: np.ndarray, left: int, top: int, side: int) -> np.ndarray:
-    """The photograph with a frame drawn round a square, uint8 (h, w, 3)."""
-    picture = Image.fromarray(photograph).convert("RGB")
-    width = max(1, max(picture.size) // 128)
-    square = left, top, left + side, top + side
-    ImageDraw.Draw(picture).rectangle(square, outline=(255, 64, 64), width=width)
-    return np.asarray(picture)
-
-
 def mask_pixels(mask: Tensor) -> np.ndarray:
     """bool (h, w) -> uint8 0 and 255."""
     return mask.to(torch.uint8).mul(255).numpy()
