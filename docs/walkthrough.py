@@ -17,9 +17,10 @@ from PIL import ImageFont
 from torch import Tensor, nn
 
 from anomaly import crop, dataset, prompt, reweight, sampler, train
+from anomaly.files import atomic_files, photographs
 from anomaly.pairs import composite, pair_folder
 from anomaly.pairs.paint import normals_of
-from anomaly.runs import atomic_files, run_folder, sheets
+from anomaly.runs import run_folder, sheets
 from ldm.attention import CrossAttention
 from weights import TINY, load
 
@@ -59,7 +60,7 @@ class Walk:
         scratch, burn = dataset.select(self.run.defects, "metal/scratch,wood/burn")
         self.thin = dataset.read_example(scratch.examples[2])[1]
         photograph, self.mask = dataset.read_example(burn.examples[-3])
-        self.y = dataset.read_photograph(normals_of(burn, None)[1].path)
+        self.y = photographs.read_photograph(normals_of(burn, None)[1].path)
         self.square = crop.defect_crop(self.mask, self.run.config["size"])
         self.x, y = (crop.take(each, self.mask, self.square, self.run.config["size"],
                                self.sd.vae.config.factor) for each in (photograph, self.y))
@@ -255,7 +256,7 @@ def result(w: Walk) -> str:
     """## 7. Back into the photograph
 
     The last x is decoded, resized to the {w.square.side} pixels of the crop, and pasted under the
-    mask. <<anomaly/pairs/composite.py: out[rows, columns] = >>
+    mask. <<anomaly/pairs/composite.py: out.colours[rows, columns] = >>
     Outside the mask {outside} values differ from y. Inside, the mean change is {inside:.2f} on a
     scale from 0 (none) to 1 (black to white). {sheet}
     This page is the output of `python docs/walkthrough.py` on a CPU, from a run of
@@ -263,8 +264,10 @@ def result(w: Walk) -> str:
     (`python tools/train_embed.py`).
     """
     image = w.sd.vae.decode(w.steps[-1].x)[0]
-    after = composite.composite(w.y, w.mask, w.square, image)
-    outside, inside = (after != w.y)[~w.mask].sum(), composite.change(w.y, after, w.mask)
+    y = photographs.Photograph(w.y, white=255)
+    pair = composite.composite(y, w.mask, w.square, image)
+    after = pair.seen
+    outside, inside = (after != w.y)[~w.mask].sum(), composite.change(y, pair, w.mask)
     sheet = w.picture("result.jpg", "the photograph, the decoded crop and the pair", {
         "y": w.y, "the last x, decoded": sheets.to_pixels(image), "image of the pair": after,
         "its mask": heat(torch.from_numpy(w.mask)), "image, close": crop.cut(after, w.square)})

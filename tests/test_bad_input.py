@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from anomaly.runs.run_folder import read_run
 from commands import call
 
 
@@ -185,7 +186,8 @@ def test_faulty_sampling_options(capsys, run, tmp_path, argv, words):
 def test_embeddings_without_a_guidance_scale(capsys, run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "r")
     path = copy / "embeddings/tile-crack.safetensors"
-    save_file(load_file(path), path, {"steps": "1"})
+    save_file(load_file(path), path, {
+        "steps": "1", "weights_sha256": read_run(run).config["weights_sha256"]})
     line = refused(capsys, "sample", "--run", copy, "--masks", "train", "--out", tmp_path / "out")
     assert "tile-crack.safetensors" in line and "--guidance" in line
     assert not (tmp_path / "out").exists()

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from anomaly.dataset import read_photograph
+from anomaly.files.photographs import read_photograph
 from commands import call
 
 

@@ -18,7 +18,8 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from anomaly.dataset import read_mask, read_photograph
+from anomaly.files.mask_reading import read_mask
+from anomaly.files.photographs import read_photograph
 from anomaly.mask_model import mask_picture
 from anomaly.pairs import masks as mask_sources
 from anomaly.runs.guidance import LARGEST
@@ -103,7 +104,7 @@ def test_the_folder_obeys_anomalibs_loaders(generated, photographs):
         assert [p.name for p in masks] == [f"{k:05d}_mask.png" for k in range(6)]
     assert not [p for p in generated.rglob("*.png") if p.parts[-3] not in ("test", "ground_truth")]
     assert sorted(p.name for p in (generated / "_meta").iterdir()) == [
-        "config.json", "contact_sheet.jpg", "manifest.csv"]
+        ".lock", "config.json", "contact_sheet.jpg", "manifest.csv"]
 
 
 def test_the_same_command_gives_the_same_bytes(

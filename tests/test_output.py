@@ -14,14 +14,8 @@ from safetensors import safe_open
 from anomaly.crop import Crop, defect_crop
 from anomaly.dataset import Defect, Example
 from anomaly.embedding import AnomalyEmbedding
-from anomaly.pairs.composite import change, composite
-from anomaly.pairs.masks import mask_files, training_masks
-from anomaly.pairs.pair_folder import COLUMNS, PairFolder
-from anomaly.pairs.placement import Normal, find_normals, fits, learned_patch, mask_patch, placed
-from anomaly.pairs.plan import Plan, Target, draw_plan
-from anomaly.runs import atomic_files
-from anomaly.runs import run_folder as runs
-from anomaly.runs.atomic_files import (
+from anomaly.files import atomic_files
+from anomaly.files.atomic_files import (
     append_rows,
     read_rows,
     replacing,
@@ -29,6 +23,14 @@ from anomaly.runs.atomic_files import (
     write_rows,
     write_tensors,
 )
+from anomaly.files.photographs import Photograph
+from anomaly.pairs.composite import change, composite
+from anomaly.pairs.masks import mask_files, training_masks
+from anomaly.pairs.pair_folder import COLUMNS, PairFolder
+from anomaly.pairs.placement import Normal, find_normals, fits, learned_patch, mask_patch, placed
+from anomaly.pairs.plan import Plan, Target, draw_plan
+from anomaly.runs import run_folder as runs
+from anomaly.runs import run_state
 
 
 def mask_of(height, width, top, left, h, w):
@@ -82,11 +84,11 @@ def test_normals_are_measured_after_their_exif_rotation(tmp_path):
 
 def test_given_masks_must_have_a_photographs_size(tmp_path):
     write_image(tmp_path / "m.png", mask_of(10, 12, 2, 2, 3, 3).astype(np.uint8) * 255)
-    normals = [Normal(Path("a"), 10, 12), Normal(Path("b"), 9, 12)]
+    normals = [Normal(Path("a.png"), 10, 12), Normal(Path("b.png"), 9, 12)]
     source = mask_files(tmp_path / "m.png")
     plan = Plan(0, None, 0, np.array([1, 0]), None)
     target, = source(None, None, None, normals, 20).choose([plan], print)
-    assert target.normal.path == Path("a")
+    assert target.normal.path == Path("a.png")
     assert np.array_equal(target.mask, mask_of(10, 12, 2, 2, 3, 3))
     with pytest.raises(ValueError, match="m.png: 12x10 pixels, but no photograph has that size"):
         source(None, None, None, normals[1:], 20)
@@ -105,37 +107,44 @@ def test_a_pair_depends_on_seed_defect_and_number_alone():
 def test_a_mask_that_fits_no_first_choice_goes_to_the_next_photograph(tmp_path):
     write_image(tmp_path / "i.png", np.zeros((50, 80), np.uint8))
     write_image(tmp_path / "m.png", mask_of(50, 80, 0, 0, 40, 20) * np.uint8(255))
-    defect = Defect("o", "d", (Example(tmp_path / "i.png", tmp_path / "m.png"),))
+    defect = Defect("o", "d", (Example(tmp_path / "i.png", (tmp_path / "m.png",)),))
+    run = runs.Run(tmp_path, {"size": 64})
+    runs.save_masks(run, [defect])
     normals = [Normal(Path("small"), 30, 30), Normal(Path("large"), 60, 60)]
-    masks = training_masks(None, runs.Run(tmp_path, {"size": 64}), defect, normals, 20)
+    masks = training_masks(None, run, defect, normals, 20)
     target, = masks.choose([Plan(0, None, 0, np.array([0, 1]), None)], print)
     assert target.normal.path == Path("large") and masks.references == 1
 
 
 # composite
 
-@pytest.mark.parametrize("channels", [None, 3])
-def test_every_pixel_outside_the_mask_is_the_photographs_own(channels):
+@pytest.mark.parametrize("channels, white", [
+    ((), 255), ((2,), 255), ((3,), 255), ((4,), 255), ((), 4095), ((), 65535)])
+def test_every_value_outside_the_mask_and_in_alpha_is_the_photographs_own(channels, white):
     rng = np.random.default_rng(0)
-    shape = (37, 53) if channels is None else (37, 53, 3)
-    photograph = rng.integers(0, 256, shape, dtype=np.uint8)
+    kind = np.uint8 if white == 255 else np.uint16
+    before = Photograph(rng.integers(0, white + 1, (37, 53, *channels), dtype=kind), white)
     mask = mask_of(37, 53, 0, 30, 20, 23)
     crop = defect_crop(mask, 64)
-    out = composite(photograph, mask, crop, torch.rand(3, 64, 64) * 2 - 1)
-    assert out.dtype == np.uint8 and out.shape == photograph.shape
-    assert np.array_equal(out[~mask], photograph[~mask])
-    assert (out[mask] != photograph[mask]).mean() > 0.9
+    after = composite(before, mask, crop, torch.rand(3, 64, 64) * 2 - 1)
+    assert after.values.dtype == kind and after.values.shape == before.values.shape
+    assert np.array_equal(after.values[~mask], before.values[~mask])
+    assert (after.colours[mask] != before.colours[mask]).mean() > 0.9
+    assert 0.6 * white < after.colours[mask].max() <= white
+    if channels in ((2,), (4,)):
+        assert np.array_equal(after.values[..., -1], before.values[..., -1])
 
 
 def test_a_flat_colour_is_pasted_as_it_is_at_the_right_place():
-    photograph = np.zeros((40, 60), np.uint8)
+    photograph = Photograph(np.zeros((40, 60), np.uint16), 1000)
     mask = mask_of(40, 60, 5, 50, 10, 10)
     painted = torch.full((3, 64, 64), -1.0)
     painted[:, :, 32:] = 1.0        # the crop's right half is white
-    out = composite(photograph, mask, Crop(45, 0, 20), painted)
-    assert (out[5:15, 57:60] == 255).all() and (out[5:15, 50:53] == 0).all()
+    after = composite(photograph, mask, Crop(45, 0, 20), painted)
+    out = after.values
+    assert (out[5:15, 57:60] == 1000).all() and (out[5:15, 50:53] == 0).all()
     assert out[~mask].max() == 0
-    assert change(photograph, out, mask) == pytest.approx(out[mask].mean() / 255)
+    assert change(photograph, after, mask) == pytest.approx(out[mask].mean() / 1000)
 
 
 def test_a_picture_that_is_not_finite_is_never_pasted():
@@ -143,7 +152,7 @@ def test_a_picture_that_is_not_finite_is_never_pasted():
     painted[0, 3, 3] = torch.nan
     photograph, mask = np.zeros((40, 60), np.uint8), mask_of(40, 60, 5, 5, 3, 3)
     with pytest.raises(RuntimeError, match="not finite"):
-        composite(photograph, mask, Crop(0, 0, 40), painted)
+        composite(Photograph(photograph, 255), mask, Crop(0, 0, 40), painted)
 
 
 # files
@@ -182,10 +191,11 @@ def test_a_torn_last_line_is_dropped(tmp_path):
 
 def write(folder, defect, k, normal):
     target = Target(Normal(normal, 20, 30), mask_of(20, 30, 4, 5, 6, 7), "m.png")
-    return folder.write(defect, k, target, np.full((20, 30), k, np.uint8), 0.1, 0)
+    image = Photograph(np.full((20, 30), k, np.uint8), 255)
+    return folder.write(defect, k, target, image, 0.1, 0)
 
 
-def test_pairs_are_written_mask_first_and_a_row_without_image_is_forgotten(tmp_path):
+def test_pairs_are_written_mask_first_and_what_a_kill_cut_short_is_made_again(tmp_path):
     normal, defect = tmp_path / "n.png", Defect("my tile", "crack", ())
     write_image(normal, np.zeros((20, 30), np.uint8))
     options = {"seed": 0, "steps": 20}
@@ -277,11 +287,11 @@ def test_a_saved_state_restores_parameters_and_moments(run, sd):
     optimizer = torch.optim.Adam(learner.rates(sd))
     learner.e_a["Tile-A-crack"].sum().backward()
     optimizer.step()
-    runs.open_losses(run, "image", 0)
-    runs.save_state(run, "image", learner, optimizer, 17, [])
+    run_state.open_losses(run, "image", 0)
+    run_state.save_state(run, "image", learner, optimizer, 17, [])
     other = AnomalyEmbedding(sd, run.defects, 1)
     fresh = torch.optim.Adam(other.rates(sd))
-    assert runs.load_state(run, "image", other, fresh) == 17
+    assert run_state.load_state(run, "image", other, fresh) == 17
     for (name, a), (_, b) in zip(learner.named_parameters(), other.named_parameters()):
         assert torch.equal(a, b), name
         assert optimizer.state[a].keys() == fresh.state[b].keys()
@@ -290,11 +300,11 @@ def test_a_saved_state_restores_parameters_and_moments(run, sd):
 
 
 def test_losses_end_where_the_state_does(run):
-    columns = runs.LOSS_COLUMNS
+    columns = run_state.LOSS_COLUMNS
     rows = [{**dict.fromkeys(columns, ""), "stage": stage, "step": step}
             for stage in ("image", "mask") for step in (1, 2, 3)]
     write_rows(run.folder / "loss.csv", columns, rows)
-    runs.open_losses(run, "image", 1)
+    run_state.open_losses(run, "image", 1)
     kept = [(r["stage"], r["step"]) for r in read_rows(run.folder / "loss.csv", columns)]
     assert kept == [("image", "1"), ("mask", "1"), ("mask", "2"), ("mask", "3")]
 
@@ -345,7 +355,7 @@ def test_vectors_older_than_the_config_are_refused(run, sd):
     longer = runs.start_run(run.folder, config, resume=True)
     with pytest.raises(ValueError, match="after 5 steps of 9; training did not finish"):
         runs.load_vectors(longer, "embeddings", longer.defects[0])
-    assert longer.defects[0].examples == (Example(Path("/i.png"), Path("/m.png")),)
+    assert longer.defects[0].examples == (Example(Path("/i.png"), (Path("/m.png"),)),)
 
 
 @pytest.mark.parametrize("write", [
@@ -359,10 +369,11 @@ def test_a_full_disk_is_one_line_that_names_the_file_and_leaves_no_part(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     def full_safetensors(tensors, path, metadata):
-        path.write_bytes(b"half")
+        path.write_text("half")
         raise atomic_files.SafetensorError("I/O error: No space left on device (os error 28)")
     monkeypatch.setattr(atomic_files, "save_file", full_safetensors)
-    monkeypatch.setattr(atomic_files.csv.DictWriter, "writerows", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(atomic_files, "open", full, raising=False)
     monkeypatch.setattr(Image.Image, "save", full)
     with pytest.raises(OSError, match="e.x: not written: .*No space left.*; make room on the disk"):
         write(tmp_path / "e.x")

@@ -80,7 +80,8 @@ def test_a_run_is_resumed_with_the_options_that_it_was_made_with(checkpoint, gre
     options = read_run(tmp_path).config["options"]
     assert (options["steps"], options["batch_size"], options["seed"]) == (2, 2, 3)
     assert call("train_embed", "--out", tmp_path, "--resume", "--seed", 4) == 2
-    assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == ["embeddings", "state"]
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == [
+        "embeddings", "masks", "state"]
 
 
 def test_resuming_in_python_keeps_what_the_tool_recorded(sd, grey_run, tmp_path):

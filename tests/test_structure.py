@@ -15,7 +15,9 @@ from commands import ROOT
 
 RUN_TIME = {"torch", "safetensors", "numpy", "PIL", "einops", "tokenizers", "tqdm"}
 REFERENCES = {"diffusers", "transformers", "scipy", "sklearn"}    # what the extra `test` installs
+FILES = {"anomaly.files"}
 CORE = {f"anomaly.{path.stem}" for path in (ROOT / "anomaly").glob("*.py")} - {"anomaly.__init__"}
+CORE |= FILES
 SCORES = CORE | {"anomaly.scores"}
 RUNS = SCORES | {"anomaly.runs"}
 PAIRS = RUNS | {"anomaly.pairs"}
@@ -23,6 +25,7 @@ EVERYTHING = PAIRS | {"anomaly.drawn", "weights", "ldm"}
 LIMITS = {      # folder -> code lines at most, and what of the project its files may import
     "ldm": (600, {"ldm"}),
     "weights": (720, {"weights", "ldm"}),
+    "anomaly/files": (560, FILES),
     "anomaly": (750, CORE | {"ldm"}),
     "anomaly/scores": (350, SCORES | {"ldm"}),
     "anomaly/runs": (450, RUNS | {"ldm"}),
@@ -31,7 +34,7 @@ LIMITS = {      # folder -> code lines at most, and what of the project its file
     "tools": (700, EVERYTHING | {"cli", "benchmarks", "pretraining", "anomaly.__version__"}),
     "tools/benchmarks": (600, EVERYTHING | {"benchmarks", "pretraining"} | REFERENCES),
     "tools/pretraining": (350, EVERYTHING | {"pretraining"}),
-    "docs": (150, EVERYTHING),
+    "docs": (155, EVERYTHING),
 }
 TOOLS = ("train_embed", "sample", "bench", "pretrain_tiny")
 NO_CODE = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT,

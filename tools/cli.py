@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import io
 import logging
 import os
 import sys
@@ -15,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from anomaly import __version__
+from anomaly.files.names import shown
 
 
 class Parser(argparse.ArgumentParser):
@@ -116,11 +118,14 @@ class Remarks(logging.Handler):
     """A line on stderr for each remark of the packages, beside the bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(record.getMessage(), file=sys.stderr)
+        tqdm.write(shown(record.getMessage()), file=sys.stderr)
 
 
 def run_tool(name: str, main: Callable[[], None]) -> int:
     """Exit code of a tool: 0, 2 if the input is at fault, 130 if interrupted, 1 for the rest."""
+    if isinstance(sys.stdout, io.TextIOWrapper):    # names may be bytes that no encoding has
+        utf8 = sys.stdout.encoding.lower() == "utf-8"
+        sys.stdout.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
     for package in map(logging.getLogger, ("ldm", "weights", "anomaly")):
         package.setLevel(logging.INFO)
         package.handlers, package.propagate = [Remarks()], False
@@ -131,7 +136,7 @@ def run_tool(name: str, main: Callable[[], None]) -> int:
         if isinstance(err, OSError) and err.filename is not None:       # the system's own words
             err = ValueError(f"{err.filename}: {str(err.strerror).lower()}; check the path, and "
                              f"that it may be read, or written to if it is the --out")
-        print(f"{name}: {err}", file=sys.stderr)
+        print(shown(f"{name}: {err}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         again = " (with --resume, once it has learned something)" if "train_embed" in name else ""

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from anomaly.drawn.products import PRODUCTS
-from anomaly.runs.atomic_files import replacing, write_image
+from anomaly.files.atomic_files import replacing, write_image
+from anomaly.files.holding import held, refuse_foreign
 from anomaly.runs.sheets import sheet, to_pixels
 from anomaly.sampler import STEPS, Guidance, ddim
 from cli import Parser, at_least, choose_device, run_tool
@@ -29,6 +30,7 @@ from pretraining.picture_set import PictureSet, picture_set
 from pretraining.state import Stage, pieces
 from pretraining.tiny_files import caption_merges, caption_tokenizer, write_checkpoint
 from weights import fingerprint, load
+from weights.configs import unet_config
 
 PIXELS = 128            # side of the pictures
 STANDARDISED = 2000     # how many of them the latents' mean and std come from
@@ -68,6 +70,19 @@ def options(argv: list[str] | None) -> argparse.Namespace:
     where("--out", type=Path, default=Path("weights/tiny"), metavar="DIR",
           help="the checkpoint's folder (default: weights/tiny, which it replaces)")
     return parser.parse_args(argv)
+
+
+def check_folders(args: argparse.Namespace) -> None:
+    """FileExistsError if --state or --out holds what this tool did not write."""
+    own = {"pictures", "loss.csv", "preview.jpg", "unfinished"}
+    own |= {path.name for path in args.state.glob("*.pt*")}
+    refuse_foreign(args.state, own)
+    refuse_foreign(args.out, {"unet", "vae", "text_encoder", "tokenizer", "scheduler",
+                              "model_index.json", "README.md"})
+    sizes = args.out / "unet/config.json"
+    if sizes.is_file() and unet_config(sizes) != diffusion.UNET:
+        raise FileExistsError(f"{sizes}: of another model, and is never overwritten; choose a new "
+                              f"or empty --out")
 
 
 def train_vae(args: argparse.Namespace, pictures: PictureSet, until: float,
@@ -127,7 +142,13 @@ def main(argv: list[str] | None = None) -> None:
     args = options(argv)
     device = choose_device(args.device)
     until = time.time() + 60 * args.minutes if args.minutes else float("inf")
-    args.state.mkdir(parents=True, exist_ok=True)
+    check_folders(args)
+    with held(args.state):
+        pretrain(args, device, until)
+
+
+def pretrain(args: argparse.Namespace, device: str, until: float) -> None:
+    """What main does in the folders that are its own."""
     pictures = picture_set(args.state / "pictures", args.seed, args.pictures, PIXELS)
     begin = None if args.start is None else load(args.start, device)
     vae = train_vae(args, pictures, until, device) if begin is None else begin.vae

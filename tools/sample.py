@@ -12,13 +12,14 @@ from pathlib import Path
 import cli
 from anomaly import reweight
 from anomaly.dataset import select
+from anomaly.files.names import whole
 from anomaly.painter import Weigh
 from anomaly.pairs.masks import learned_masks, mask_files, training_masks
 from anomaly.pairs.paint import BATCH_SIZE, PAIRS, paint
 from anomaly.pairs.pair_folder import PairFolder
 from anomaly.runs.run_folder import Run, load_module, read_run
 from anomaly.sampler import STEPS
-from weights import load
+from weights import TINY, load
 
 WEIGH = {"adaptive": reweight.adaptive, "paper": reweight.paper, "released": reweight.released,
          "constant": reweight.constant, "off": None}
@@ -91,8 +92,8 @@ def pair_options(args: argparse.Namespace, run: Run) -> dict[str, object]:
     own_scale = "auto" if args.reweight == "off" else 1.0       # as paint resolves it
     encoder = (run.folder / "spatial_encoder.safetensors").read_bytes()
     return {"run": hashlib.sha256(encoder).hexdigest(),
-            "masks": str(args.masks.resolve()) if isinstance(args.masks, Path) else args.masks,
-            "normals": None if args.normals is None else str(args.normals.resolve()),
+            "masks": str(whole(args.masks)) if isinstance(args.masks, Path) else args.masks,
+            "normals": None if args.normals is None else str(whole(args.normals)),
             "steps": args.steps, "guidance": own_scale if args.guidance is None else args.guidance,
             "negative": args.negative,
             "reweight": args.reweight, "reweight_gain": args.reweight_gain,
@@ -108,13 +109,16 @@ def main(argv: list[str] | None = None) -> None:
     defects = select(run.defects, args.only)
     folder = PairFolder(args.out, pair_options(args, run))
     weights = run.config["options"]["weights"]
+    if weights != TINY and not Path(weights).exists():
+        raise FileNotFoundError(f"{weights}: the checkpoint of {args.run} is not there; bring it "
+                                f"back, or: train_embed.py --out {args.run} --resume --weights NEW")
     with cli.Display() as report:
         report(f"loading {weights}", 0, 1)
         sd = load(weights, device, cli.DTYPES[args.dtype], run.config["prediction_type"])
         report(f"loading {weights}", 1, 1)
         for pair in paint(
                 sd, run, folder, defects=defects, n=args.n, normals=args.normals,
-                masks=MASKS.get(args.masks) or mask_files(args.masks.resolve()), steps=args.steps,
+                masks=MASKS.get(args.masks) or mask_files(whole(args.masks)), steps=args.steps,
                 guidance=args.guidance, against_object=args.negative == "object",
                 weigh=weigh_function(args), batch_size=args.batch_size, seed=args.seed,
                 report=report):

@@ -11,6 +11,8 @@ from pathlib import Path
 import cli
 from anomaly.dataset import Defect, find_defects, first_third, pair_folders, select
 from anomaly.drawn.demo import demo_data
+from anomaly.files.holding import held
+from anomaly.files.names import text_of, whole
 from anomaly.progress import Report
 from anomaly.runs.learn import BATCH_SIZE, SD_STEPS, SMALL_STEPS, learn
 from anomaly.runs.run_folder import check_out, read_run
@@ -90,17 +92,24 @@ def recorded(out: Path) -> dict[str, object]:
     return {**options, **paths, "steps": None, "data": data if data in (None, DEMO) else Path(data)}
 
 
+def drawn(out: Path, report: Report) -> Path:
+    """The demo's photographs, in the folder of the run."""
+    if not (out / DEMO).exists():
+        with held(out):
+            demo_data(out / DEMO, report)
+    return out / DEMO
+
+
 def select_defects(args: argparse.Namespace, report: Report) -> list[Defect]:
     """The defects to learn, with the photographs to learn them from."""
     if args.data is not None:
-        data = demo_data(args.out / DEMO, report) if args.data == DEMO else args.data
-        defects = find_defects(data)
+        defects = find_defects(drawn(args.out, report) if args.data == DEMO else args.data)
     else:
         names = args.name.split("/")
         if len(names) != 2 or not all(names):
             raise ValueError(f"--name: found {args.name!r}, "
                              f"expected OBJECT/DEFECT, such as screw/scratch")
-        defects = [Defect(*names, pair_folders(args.images, args.masks))]
+        defects = [Defect(*map(text_of, names), pair_folders(args.images, args.masks))]
     defects = select(defects, args.only)
     split = args.split or ("third" if args.data is not None else "all")
     if split == "all":
@@ -112,7 +121,7 @@ def record(args: argparse.Namespace) -> dict[str, object]:
     """The options that a run remembers beside those of learn, paths whole."""
     names = ("prediction_type", "data", "images", "masks", "name", "split", "only", "dtype")
     options = {name: getattr(args, name) for name in names}
-    return {name: str(value.resolve()) if isinstance(value, Path) else value
+    return {name: str(whole(value)) if isinstance(value, Path) else value
             for name, value in options.items()}
 
 

@@ -5,30 +5,34 @@ from PIL import Image
 from torch import Tensor
 
 from anomaly.crop import Crop
+from anomaly.files.photographs import Photograph
 from anomaly.runs.sheets import to_pixels
 
 
-def composite(photograph: np.ndarray, mask: np.ndarray, crop: Crop, painted: Tensor) -> np.ndarray:
-    """The photograph, uint8 (h, w) or (h, w, 3), with the painted crop in the mask, bool (h, w).
+def composite(photograph: Photograph, mask: np.ndarray, crop: Crop, painted: Tensor) -> Photograph:
+    """The photograph with the painted crop in the mask, bool (h, w), in its own mode and depth.
 
-    painted: (3, size, size) in [-1, 1]. Every pixel outside the mask is the photograph's own;
-    mirrored surroundings are never pasted, because no mask pixel lies there. Raises RuntimeError if
-    the decoded picture is not finite.
+    painted: (3, size, size) in [-1, 1]. Every value outside the mask, and all of alpha, is the
+    photograph's own; mirrored surroundings are never pasted, because no mask pixel lies there.
+    Raises RuntimeError if the decoded picture is not finite.
     """
     if not painted.isfinite().all():
         raise RuntimeError(
             "the decoded picture has values that are not finite, and nothing was written for it; "
             "give a smaller --guidance, or a more precise --dtype")
+    out = Photograph(photograph.values.copy(), photograph.white)
     picture = Image.fromarray(to_pixels(painted))
     picture = picture.resize((crop.side, crop.side), Image.Resampling.BICUBIC)
-    patch = np.asarray(picture.convert("L") if photograph.ndim == 2 else picture)
+    patch = np.asarray(picture.convert("L") if out.colours.ndim == 2 else picture)
     rows, columns = np.nonzero(mask)
-    out = photograph.copy()
-    out[rows, columns] = patch[rows - crop.top, columns - crop.left]
+    new = patch[rows - crop.top, columns - crop.left]
+    if out.values.dtype != np.uint8:
+        new = np.round(new * (out.white / 255))
+    out.colours[rows, columns] = new
     return out
 
 
-def change(before: np.ndarray, after: np.ndarray, mask: np.ndarray) -> float:
-    """Mean absolute change under the mask, 0 (nothing was painted) to 1."""
-    difference = np.abs(after[mask].astype(np.int16) - before[mask].astype(np.int16))
-    return float(difference.mean() / 255)
+def change(before: Photograph, after: Photograph, mask: np.ndarray) -> float:
+    """Mean absolute change of the colours under the mask, 0 (nothing was painted) to 1."""
+    difference = np.abs(after.colours[mask].astype(np.int32) - before.colours[mask])
+    return float(difference.mean() / before.white)

@@ -13,19 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anomaly.dataset import Defect, read_example
+from anomaly.dataset import Defect, Example, read_example_mask
+from anomaly.files.pairing import mask_files_in, masks_of
 from anomaly.mask_model import accepted, mask_picture, sample_masks, shape_of
 from anomaly.pairs.placement import (
     MaskPatch,
     Normal,
     fits,
     learned_patch,
+    mask_patch,
     placed,
-    read_mask_files,
-    training_patches,
 )
 from anomaly.pairs.plan import Plan, Target
-from anomaly.runs.run_folder import Run, load_vectors
+from anomaly.runs.run_folder import Run, load_masks, load_vectors
 from ldm.model import StableDiffusion
 
 GIVE_UP = 64    # generated masks refused in a row before the mask model is judged useless
@@ -52,11 +52,17 @@ def _place(patch: MaskPatch, plan: Plan, normals: list[Normal]) -> Target:
     return Target(normal, placed(patch, normal), patch.source)
 
 
+def _patches(run: Run, defect: Defect) -> list[MaskPatch]:
+    """The training masks as patches."""
+    return [mask_patch(mask, run.config["size"], example.source)
+            for example, mask in zip(defect.examples, load_masks(run, defect))]
+
+
 def training_masks(sd: StableDiffusion, run: Run, defect: Defect, normals: list[Normal],
                    steps: int) -> Masks:
     """The training masks at their size in pixels, moved to their relative place in a photograph."""
     usable = []
-    for patch in training_patches(defect.examples, run.config["size"]):
+    for patch in _patches(run, defect):
         if any(fits(patch, normal) for normal in normals):
             usable.append(patch)
         else:
@@ -69,18 +75,56 @@ def training_masks(sd: StableDiffusion, run: Run, defect: Defect, normals: list[
                  len(usable))
 
 
+@dataclass(frozen=True)
+class GivenMask:
+    """A mask of the user's own and the photographs that it is for."""
+
+    example: Example
+    normals: frozenset[Path]
+
+    @property
+    def mask(self) -> np.ndarray:
+        """bool (h, w), read when its turn comes: a thousand large masks need no memory at once."""
+        return read_example_mask(self.example)
+
+
+def _given_masks(path: Path, normals: list[Normal]) -> list[GivenMask]:
+    """The masks of a file or folder, each for the photograph of its name, else all of its size.
+
+    Raises ValueError for a mask that fits none.
+    """
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path}: no such file or folder; --masks takes learned, train, or mask files")
+    named, unnamed = masks_of([normal.path for normal in normals], mask_files_in(path))
+    sets = [(tuple(f for mask in own for f in mask.files),
+             [normal for normal in normals if normal.path == image])
+            for image, own in named.items()] + [(mask.files, normals) for mask in unnamed]
+    given = []
+    for files, possible in sorted(sets, key=lambda pair: pair[0]):
+        example = Example(possible[0].path, files)
+        height, width = read_example_mask(example).shape
+        own = frozenset(n.path for n in possible if (n.height, n.width) == (height, width))
+        if not own:
+            what = "no photograph has that size, the first has" if possible is normals else \
+                f"{possible[0].path.name}, the photograph of its name, has"
+            raise ValueError(f"{files[0]}: {width}x{height} pixels, but {what} {possible[0].width}x"
+                             f"{possible[0].height}; draw it over the photograph it is for")
+        given.append(GivenMask(example, own))
+    return given
+
+
 def mask_files(path: Path) -> MaskSource:
-    """A mask file or a folder of them, in turn, each as it lies, in a photograph of its size."""
+    """A mask file or a folder of them, in turn, each as it lies in the photograph it is for."""
     def given(sd: StableDiffusion, run: Run, defect: Defect, normals: list[Normal],
               steps: int) -> Masks:
         """The source of these files, whatever the defect."""
-        masks = read_mask_files(path, normals)
+        masks = _given_masks(path, normals)
 
         def target(plan: Plan) -> Target:
-            file, mask = masks[plan.k % len(masks)]
-            sized = (normals[i] for i in plan.order
-                     if (normals[i].height, normals[i].width) == mask.shape)
-            return Target(next(sized), mask, str(file))
+            chosen = masks[plan.k % len(masks)]
+            normal = next(normals[i] for i in plan.order if normals[i].path in chosen.normals)
+            return Target(normal, chosen.mask, chosen.example.source)
         return Masks(lambda plans, tell: [target(p) for p in plans], one_file=path.is_file())
     return given
 
@@ -97,9 +141,9 @@ def learned_masks(sd: StableDiffusion, run: Run, defect: Defect, normals: list[N
                          f"with --no-masks; use --masks train")
     e_m = load_vectors(run, "mask_embeddings", defect).to(sd.device)
     size, factor = run.config["size"], sd.vae.config.factor
-    patches = training_patches(defect.examples, size)
-    real = [shape_of(mask_picture(read_example(e)[1], size, factor).mask, factor)
-            for e in defect.examples]
+    patches = _patches(run, defect)
+    real = [shape_of(mask_picture(mask, size, factor).mask, factor)
+            for mask in load_masks(run, defect)]
 
     def target(picture: Tensor, plan: Plan) -> Target | None:
         if not accepted(picture, real, factor):

@@ -14,10 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from anomaly.crop import defect_crop, take
-from anomaly.dataset import Defect, read_photograph
+from anomaly.dataset import Defect
 from anomaly.embedding import AnomalyEmbedding
+from anomaly.files.names import whole
+from anomaly.files.photographs import open_photograph, read_photograph
 from anomaly.painter import Settings, Weigh, context_of, paint_crops
 from anomaly.pairs.composite import change, composite
 from anomaly.pairs.masks import Masks, MaskSource, learned_masks
@@ -47,7 +50,7 @@ class Pair:
 
 def normals_of(defect: Defect, path: Path | None) -> list[Normal]:
     """The photographs to paint a defect into: of path, else of the data it was learned from."""
-    folder = defect.normals if path is None else path.resolve()
+    folder = defect.normals if path is None else whole(path)
     if folder is None:
         raise ValueError(f"--normals: {defect.key} was learned from data without train/good; "
                          f"name a folder of defect-free photographs")
@@ -55,19 +58,16 @@ def normals_of(defect: Defect, path: Path | None) -> list[Normal]:
 
 
 def paint_block(sd: StableDiffusion, learner: AnomalyEmbedding, defect: Defect, plans: list[Plan],
-                targets: list[Target], settings: Settings) -> list[tuple[np.ndarray, float]]:
-    """The finished image of each plan, and its change; outside the mask it is the photograph."""
-    photographs = [read_photograph(t.normal.path) for t in targets]
-    crops = [defect_crop(t.mask, settings.size) for t in targets]
-    views = [take(p, t.mask, c, settings.size, sd.vae.config.factor)
-             for p, t, c in zip(photographs, targets, crops)]
+                targets: list[Target], settings: Settings) -> Tensor:
+    """The painted crop of each plan, (b, 3, size, size) in [-1, 1].
+
+    Only one photograph is held at a time: it may be a line scan of 200 megapixels.
+    """
+    views = [take(read_photograph(t.normal.path), t.mask, defect_crop(t.mask, settings.size),
+                  settings.size, sd.vae.config.factor) for t in targets]
     context = context_of(sd, learner, defect.stem, torch.stack([v.mask for v in views]))
     noise = torch.from_numpy(np.stack([p.noise for p in plans]))
-    painted = paint_crops(sd, views, context, noise, settings)
-    images = [composite(p, t.mask, c, new)
-              for p, t, c, new in zip(photographs, targets, crops, painted)]
-    return [(after, change(before, after, t.mask))
-            for before, after, t in zip(photographs, images, targets)]
+    return paint_crops(sd, views, context, noise, settings)
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,12 @@ def paint_job(sd: StableDiffusion, learner: AnomalyEmbedding, job: Job, folder: 
         targets = job.masks.choose(
             plans, lambda note: report(label, job.n - len(missing), job.n, note))
         painted = paint_block(sd, learner, job.defect, plans, targets, job.settings)
-        for plan, target, (image, changed) in zip(plans, targets, painted):
+        for plan, target, crop in zip(plans, targets, painted):
             if plan.k in missing:
+                photograph = open_photograph(target.normal.path)
+                image = composite(photograph, target.mask,
+                                  defect_crop(target.mask, job.settings.size), crop)
+                changed = change(photograph, image, target.mask)
                 paths = folder.write(job.defect, plan.k, target, image, changed, seed)
                 missing.remove(plan.k)
                 report(label, job.n - len(missing), job.n, "")
@@ -137,6 +141,9 @@ def paint(sd: StableDiffusion, run: Run, folder: PairFolder, *, defects: list[De
         jobs.append(Job(defect, there, source, settings, wanted))
     for model in each([sd], "comparing the checkpoint with the run's", 1, report):
         run_folder.check_weights(run, model.source, model.fingerprint())
-    for job in jobs:
-        yield from paint_job(sd, learner, job, folder, batch_size, seed, report)
-    folder.finish(run.config["size"])
+    with folder.held():
+        for job in jobs:        # raises for what is not this tool's, before any painting
+            _ = [folder.done(job.defect, k) for k in range(job.n)]
+        for job in jobs:
+            yield from paint_job(sd, learner, job, folder, batch_size, seed, report)
+        folder.finish(run.config["size"])

@@ -8,6 +8,8 @@ Loaders sort names, hence the fixed width, and read every PNG below OUT/OBJECT, 
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
@@ -17,23 +19,30 @@ from PIL import Image, ImageDraw
 
 from anomaly import __version__
 from anomaly.crop import defect_crop
-from anomaly.dataset import Defect, read_mask, read_photograph, slug
+from anomaly.dataset import Defect
+from anomaly.files.atomic_files import append_rows, read_rows, write_image, write_json, write_rows
+from anomaly.files.holding import held, refuse_foreign
+from anomaly.files.names import shown, slug, unshown
+from anomaly.files.photographs import Photograph, decode, open_photograph
 from anomaly.pairs.plan import Target
-from anomaly.runs.atomic_files import append_rows, read_rows, write_image, write_json, write_rows
 from anomaly.runs.sheets import sheet
 
 COLUMNS = ["image", "mask", "object", "defect", "k", "try", "seed", "normal", "mask_source",
            "change"]
+LARGE = 2048                # pixels of a photograph that is to be shrunk to a tile
 ON_SHEET, A_ROW = 4, 2      # pairs of each defect on the contact sheet, and in one row of it
 # Version 0.1 wrote no version, and had these words for two values of --reweight.
 REWEIGHT_0_1 = {"paper": "adaptive", "literal": "paper"}
 
 
 def framed(photograph: np.ndarray, left: int, top: int, side: int) -> np.ndarray:
-    """The photograph with a frame drawn round a square, uint8 (h, w, 3)."""
-    picture = Image.fromarray(photograph).convert("RGB")
+    """The photograph with a frame drawn round a square, uint8 (h, w, 3), no side above LARGE."""
+    picture = Image.fromarray(photograph)
+    scale = min(1.0, LARGE / max(picture.size))
+    picture.thumbnail((LARGE, LARGE))
+    picture = picture.convert("RGB")
     width = max(1, max(picture.size) // 128)
-    square = left, top, left + side, top + side
+    square = [round(scale * edge) for edge in (left, top, left + side, top + side)]
     ImageDraw.Draw(picture).rectangle(square, outline=(255, 64, 64), width=width)
     return np.asarray(picture)
 
@@ -41,20 +50,39 @@ def framed(photograph: np.ndarray, left: int, top: int, side: int) -> np.ndarray
 class PairFolder:
     """Writes pairs, one row of the manifest each, so that a killed command can be run again.
 
-    Order: mask, row, image. An image is there only if its mask and its row are; a row without an
-    image is dropped. Raises ValueError if the folder was made with other options.
+    Order: row, mask, image. A file of a pair that no row knows is not this tool's, and is never
+    overwritten. Raises FileExistsError if the folder holds anything that it did not write, or while
+    another process writes there; ValueError if it was made with other options.
     """
 
     def __init__(self, folder: Path, options: dict[str, Any] | None = None):
         """options: how the pairs are made, by name; a second command must give the same."""
-        if folder.exists() and not folder.is_dir():
-            raise FileExistsError(f"{folder}: is a file; --out takes a folder")
         self.folder, self.options = folder, options or {}
-        self._manifest = folder / "_meta" / "manifest.csv"
+        self._meta = folder / "_meta"
+        self._manifest = self._meta / "manifest.csv"
         self._started = False
+        if self._meta.is_dir():     # nothing is made before the first pair
+            with held(folder, "_meta"):
+                self._read()
+        else:
+            self._read()
+
+    def _read(self) -> None:
+        if not (self._meta / "config.json").is_file():
+            refuse_foreign(self.folder, {"_meta"})
+            refuse_foreign(self._meta, {"config.json.part"})
         self._check_options()
-        self._rows = [row for row in read_rows(self._manifest, COLUMNS)
-                      if (folder / row["image"]).is_file() and (folder / row["mask"]).is_file()]
+        # A row whose pair a kill has cut short: what lies there of it is this tool's.
+        self._rows = {row["image"]: row for row in read_rows(self._manifest, COLUMNS)}
+        self._whole = {name for name, row in self._rows.items()
+                       if (self.folder / name).is_file() and (self.folder / row["mask"]).is_file()}
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the folder against other processes, and read what they left."""
+        with held(self.folder, "_meta"):
+            self._read()
+            yield
 
     def _check_options(self) -> None:
         path = self.folder / "_meta" / "config.json"
@@ -89,27 +117,35 @@ class PairFolder:
                 f"{object_}/ground_truth/{name}/{k:05d}_mask.png")
 
     def done(self, defect: Defect, k: int) -> bool:
-        """True if pair k is complete."""
-        image, _ = self._names(defect, k)
-        return any(row["image"] == image for row in self._rows)
+        """True if pair k is complete. FileExistsError if a file of it is not this tool's."""
+        names = self._names(defect, k)
+        if names[0] not in self._rows:
+            for name in names:
+                if (self.folder / name).exists():
+                    raise FileExistsError(f"{self.folder / name}: no row of {self._manifest} knows "
+                                          f"it, and it is never overwritten; move it away, or "
+                                          f"choose another --out")
+        return names[0] in self._whole
 
-    def write(self, defect: Defect, k: int, target: Target, image: np.ndarray, change: float,
+    def write(self, defect: Defect, k: int, target: Target, image: Photograph, change: float,
               seed: int) -> tuple[Path, Path]:
         """Write pair k; returns the paths of image and mask."""
         if not self._started:       # nothing at all is written before the first pair
-            write_json(self.folder / "_meta" / "config.json", {
+            write_json(self._meta / "config.json", {
                 **self._before, "version": __version__, **self.options})
-            write_rows(self._manifest, COLUMNS, self._rows)
+            write_rows(self._manifest, COLUMNS, self._rows.values())
             self._started = True
         image_name, mask_name = self._names(defect, k)
         row = {"image": image_name, "mask": mask_name, "object": defect.object,
                "defect": defect.name, "k": k, "try": 0, "seed": seed,
-               "normal": str(target.normal.path),
-               "mask_source": target.source, "change": f"{change:.6g}"}
+               "normal": shown(target.normal.path),
+               "mask_source": shown(target.source), "change": f"{change:.6g}"}
+        if image_name not in self._rows:
+            append_rows(self._manifest, COLUMNS, [row])
+        self._rows[image_name] = {column: str(row[column]) for column in COLUMNS}
         write_image(self.folder / mask_name, target.mask.astype(np.uint8) * 255)
-        append_rows(self._manifest, COLUMNS, [row])
-        write_image(self.folder / image_name, image)
-        self._rows.append({column: str(row[column]) for column in COLUMNS})
+        write_image(self.folder / image_name, image.values)
+        self._whole.add(image_name)
         return self.folder / image_name, self.folder / mask_name
 
     @property
@@ -118,14 +154,22 @@ class PairFolder:
         return self.folder / "_meta" / "contact_sheet.jpg"
 
     def finish(self, size: int) -> None:
-        """Sort the manifest and draw the contact sheet; size is that of the run's crops."""
-        self._rows.sort(key=lambda row: (row["object"], row["defect"], int(row["k"])))
-        write_rows(self._manifest, COLUMNS, self._rows)
-        write_image(self.sheet, sheet(list(self._sheet_rows(size))))
+        """Sort the manifest and draw the contact sheet; size is that of the run's crops.
 
-    def _sheet_rows(self, size: int) -> Iterator[tuple[str, list[np.ndarray]]]:
+        What a kill has cut short and this command did not ask for again is taken away.
+        """
+        for name in set(self._rows) - self._whole:
+            for file in (name, self._rows.pop(name)["mask"]):
+                (self.folder / file).unlink(missing_ok=True)
+        rows = sorted(self._rows.values(),
+                      key=lambda row: (row["object"], row["defect"], int(row["k"])))
+        write_rows(self._manifest, COLUMNS, rows)
+        write_image(self.sheet, sheet(list(self._sheet_rows(rows, size))))
+
+    def _sheet_rows(self, rows: list[dict[str, str]],
+                    size: int) -> Iterator[tuple[str, list[np.ndarray]]]:
         """The first pairs of each defect, A_ROW to a row."""
-        defects = groupby(self._rows, key=lambda row: (row["object"], row["defect"]))
+        defects = groupby(rows, key=lambda row: (row["object"], row["defect"]))
         for (object_, name), group in defects:
             chosen = list(islice(group, ON_SHEET))
             for i in range(0, len(chosen), A_ROW):
@@ -137,10 +181,10 @@ class PairFolder:
 
     def _tiles(self, row: dict[str, str], size: int) -> list[np.ndarray]:
         """The photograph with the crop framed, then the crop: before, mask, after."""
-        after = read_photograph(self.folder / row["image"])
-        mask = read_mask(self.folder / row["mask"])
-        before = read_photograph(Path(row["normal"]))
+        before = open_photograph(unshown(row["normal"]))
+        after = replace(before, values=np.asarray(decode(self.folder / row["image"], "pair"))).seen
+        mask = np.asarray(decode(self.folder / row["mask"], "mask")) > 0
         crop = defect_crop(mask, size)
         window = crop.inside(*mask.shape)
-        return [framed(after, crop.left, crop.top, crop.side), before[window],
+        return [framed(after, crop.left, crop.top, crop.side), before.seen[window],
                 mask[window].astype(np.uint8) * 255, after[window]]

@@ -7,7 +7,8 @@ import numpy as np
 from PIL import Image
 
 from anomaly.crop import box, defect_crop
-from anomaly.dataset import Example, image_files, read_example, read_mask
+from anomaly.files.folders import image_files
+from anomaly.files.photographs import size_of
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,6 @@ def mask_patch(mask: np.ndarray, size: int, source: str) -> MaskPatch:
     return MaskPatch(mask[top:bottom, left:right], (across, down), side, source)
 
 
-def training_patches(examples: tuple[Example, ...], size: int) -> list[MaskPatch]:
-    """The training masks as patches."""
-    return [mask_patch(read_example(e)[1], size, str(e.mask)) for e in examples]
-
-
 def learned_patch(picture: np.ndarray, reference: MaskPatch) -> MaskPatch | None:
     """A generated crop mask, bool (size, size), at the scale and place of a training mask.
 
@@ -78,37 +74,8 @@ def placed(patch: MaskPatch, normal: Normal) -> np.ndarray:
 def find_normals(path: Path) -> list[Normal]:
     """A photograph, or the photographs of a folder; only their headers are read."""
     if not path.exists():
-        raise FileNotFoundError(
-            f"{path}: no such file or folder; --normals takes defect-free photographs")
-    normals = []
-    for file in image_files(path) if path.is_dir() else [path]:
-        try:
-            with Image.open(file) as image:
-                width, height = image.size
-                turned = image.getexif().get(0x0112, 1) >= 5    # EXIF orientation: 5..8 swap sides
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as err:
-            raise ValueError(f"{file}: cannot be read as a photograph ({err}); "
-                             f"replace or remove it") from None
-        normals.append(Normal(file, width, height) if turned else Normal(file, height, width))
-    return normals
-
-
-def read_mask_files(path: Path, normals: list[Normal]) -> list[tuple[Path, np.ndarray]]:
-    """A mask file, or those of a folder; each must be a photograph's size and hold a defect."""
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{path}: no such file or folder; --masks takes learned, train, or mask files")
-    sizes = {(n.height, n.width) for n in normals}
-    masks = []
-    for file in image_files(path) if path.is_dir() else [path]:
-        mask = read_mask(file)
-        if not mask.any():
-            raise ValueError(
-                f"{file}: no defect in it, every pixel is background; draw the mask or remove it")
-        if mask.shape not in sizes:
-            height, width = sorted(sizes)[0]
-            raise ValueError(
-                f"{file}: {mask.shape[1]}x{mask.shape[0]} pixels, but no photograph has that size "
-                f"(the first has {width}x{height}); draw it over the photograph it is for")
-        masks.append((file, mask))
-    return masks
+        link = f"a link to {path.readlink()}, which is not there" if path.is_symlink() else \
+            "no such file or folder"
+        raise FileNotFoundError(f"{path}: {link}; --normals takes defect-free photographs")
+    files = image_files(path) if path.is_dir() else [path]
+    return [Normal(file, *size_of(file)) for file in files]

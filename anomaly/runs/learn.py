@@ -14,10 +14,11 @@ import torch
 
 from anomaly.dataset import Defect, check_names, read_example
 from anomaly.embedding import AnomalyEmbedding, Learner, MaskEmbedding
+from anomaly.files.atomic_files import write_image
+from anomaly.files.holding import held
 from anomaly.painter import Settings
 from anomaly.progress import Report, each, silent
-from anomaly.runs import run_folder
-from anomaly.runs.atomic_files import write_image
+from anomaly.runs import run_folder, run_state
 from anomaly.runs.guidance import strength_of
 from anomaly.runs.preview import preview_row
 from anomaly.runs.run_folder import Run
@@ -29,6 +30,7 @@ from ldm.model import StableDiffusion
 
 BATCH_SIZE = 4                          # views a step
 SMALL_STEPS, SD_STEPS = 100, 1000       # steps a defect: of a small checkpoint, of Stable Diffusion
+LARGEST = 4                             # times the side the model was trained on
 SD_WIDTH = 512                          # of the text encoder; Stable Diffusion's have 768 and 1024
 log = logging.getLogger(__name__)
 
@@ -52,16 +54,16 @@ def train_stage(run: Run, stage: str, sd: StableDiffusion, views: dict[str, View
                 learner: Learner, steps: int, batch_size: int, seed: int, report: Report) -> None:
     """Run the loop from the last saved state to the end, saving on the way."""
     optimizer = torch.optim.Adam(learner.rates(sd))
-    start, end = run_folder.load_state(run, stage, learner, optimizer), steps * len(views)
-    run_folder.open_losses(run, stage, start)
+    start, end = run_state.load_state(run, stage, learner, optimizer), steps * len(views)
+    run_state.open_losses(run, stage, start)
     label, records, saved = f"learning {stage}s", [], time.monotonic()
     report(label, start, end, "")
     for record in textual_inversion(sd, views, learner, optimizer, start, end, batch_size, seed):
         records.append(record)
         report(label, record.step, end, f"loss {np.mean([r.loss for r in records[-32:]]):.4f}")
-        late = time.monotonic() - saved > run_folder.SAVE_SECONDS
-        if late or record.step % run_folder.SAVE_EVERY == 0 or record.step == end:
-            run_folder.save_state(run, stage, learner, optimizer, record.step, records)
+        late = time.monotonic() - saved > run_state.SAVE_SECONDS
+        if late or record.step % run_state.SAVE_EVERY == 0 or record.step == end:
+            run_state.save_state(run, stage, learner, optimizer, record.step, records)
             records, saved = [], time.monotonic()
 
 
@@ -96,16 +98,30 @@ def learn(sd: StableDiffusion, defects: list[Defect], out: Path, *, steps: int |
     for example in (e for defect in defects for e in defect.examples):
         read_example(example)
     pixels = size or sd.native_size
+    if pixels > LARGEST * sd.native_size:
+        raise ValueError(f"--size: {pixels}, but the model was trained at {sd.native_size}; give "
+                         f"at most {LARGEST * sd.native_size}")
     if pixels % sd.size_multiple:
         raise ValueError(f"--size: {pixels}, but the model takes multiples of {sd.size_multiple}")
     if steps is None:
         steps = run_folder.read_run(out).config["options"]["steps"] if resume else default_steps(sd)
     for model in each([sd], "reading the checkpoint's sha256", 1, report):
         model.fingerprint()
-    run = run_folder.start_run(out, describe_run(sd, defects, pixels, {
+    config = describe_run(sd, defects, pixels, {
         "weights": sd.source, "steps": steps, "batch_size": batch_size, "size": size,
-        "no_flip": not flip, "no_masks": not mask_model, "seed": seed, **(options or {})}), resume)
+        "no_flip": not flip, "no_masks": not mask_model, "seed": seed, **(options or {})})
+    with held(out):
+        run_folder.check_out(out, resume)       # another process may have been quicker
+        run = run_folder.start_run(out, config, resume)
+        _learn(sd, run, defects, steps, batch_size, flip, mask_model, seed, report)
+    return run
 
+
+def _learn(sd: StableDiffusion, run: Run, defects: list[Defect], steps: int, batch_size: int,
+           flip: bool, mask_model: bool, seed: int, report: Report) -> None:
+    """What learn writes, in its order."""
+    pixels = run.config["size"]
+    run_folder.save_masks(run, defects)
     to_rgb = fit_latent_to_rgb(sd, defects, pixels, report)
     run_folder.save_module(run, "latent_to_rgb", {"latent_to_rgb": to_rgb})
     learner = AnomalyEmbedding(sd, defects, seed)
@@ -124,11 +140,10 @@ def learn(sd: StableDiffusion, defects: list[Defect], out: Path, *, steps: int |
         views = {d.stem: mask_views(sd, d, pixels, report) for d in defects}
         train_stage(run, "mask", sd, views, masks, steps, batch_size, seed, report)
         run_folder.save_vectors(run, "mask_embeddings", "-mask", masks.e_m)
-    run_folder.sort_losses(run)
+    run_state.sort_losses(run)
 
     rows = []
     for defect in each(defects, "drawing the preview", len(defects), report):
         found = replace(settings, guidance=Guidance(guidance[defect.stem], uncond))
         rows.append(preview_row(sd, defect, learner, masks, found))
     write_image(run.preview, sheet(rows))
-    return run

@@ -3,8 +3,9 @@
 import numpy as np
 import torch
 
-from anomaly.dataset import Defect, read_photograph
+from anomaly.dataset import Defect
 from anomaly.embedding import AnomalyEmbedding, MaskEmbedding
+from anomaly.files.photographs import read_photograph
 from anomaly.mask_model import sample_masks
 from anomaly.painter import Settings, context_of, paint_crops
 from anomaly.runs.sheets import mask_pixels, to_pixels

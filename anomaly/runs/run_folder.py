@@ -6,29 +6,30 @@
     RUN/mask_embeddings/OBJECT-DEFECT.safetensors e_m under "<object-defect-mask>"
     RUN/spatial_encoder.safetensors               E
     RUN/latent_to_rgb.safetensors                 the (4, 3) map of the re-weighting
+    RUN/masks/OBJECT-DEFECT/00000.png             the training masks as they were read: painting
+                                                  needs no training photograph
     RUN/state/{image,mask}.safetensors            parameters, Adam's moments; metadata: their step
     RUN/preview.jpg                               what to judge it by
 """
 
+import hashlib
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from anomaly.dataset import Defect, Example
+from anomaly.dataset import Defect, Example, read_example_mask
 from anomaly.embedding import AnomalyEmbedding
+from anomaly.files.atomic_files import write_image, write_json, write_tensors
+from anomaly.files.holding import refuse_foreign
+from anomaly.files.names import whole
+from anomaly.files.photographs import decode
 from anomaly.prompt import PROMPT
-from anomaly.runs.atomic_files import append_rows, read_rows, write_json, write_rows, write_tensors
-from anomaly.train import Record
 from ldm.model import StableDiffusion
-
-LOSS_COLUMNS = ["stage", "step", "defect", "loss", "e_a", "e_s", "e_m"]     # e_*: in words' norms
-SAVE_EVERY, SAVE_SECONDS = 100, 60      # between states: steps, or seconds where they are slow
 
 
 @dataclass(frozen=True)
@@ -47,17 +48,35 @@ class Run:
     def defects(self) -> list[Defect]:
         """What the run learned, with its training files."""
         return [Defect(d["object"], d["defect"],
-                       tuple(Example(Path(e["image"]), Path(e["mask"])) for e in d["train"]),
+                       tuple(Example(Path(e["image"]), tuple(map(Path, _masks(e))))
+                             for e in d["train"]),
                        None if d["normals"] is None else Path(d["normals"]))
                 for d in self.config["defects"]]
+
+    @property
+    def hashes(self) -> list[dict[str, str]]:
+        """sha256 by path, of each example's files; empty in runs of version 0.1."""
+        return [dict(zip((e["image"], *_masks(e)), e.get("sha256", ())))
+                for d in self.config["defects"] for e in d["train"]]
+
+
+def _masks(row: dict[str, Any]) -> list[str]:
+    return row["masks"] if "masks" in row else [row["mask"]]        # version 0.1 had one
 
 
 def describe(defects: list[Defect]) -> list[dict[str, Any]]:
     """Defects for config.json, paths absolute."""
     return [{"object": d.object, "defect": d.name,
-             "normals": None if d.normals is None else str(d.normals.resolve()),
-             "train": [{"image": str(e.image.resolve()), "mask": str(e.mask.resolve())}
+             "normals": None if d.normals is None else str(whole(d.normals)),
+             "train": [{"image": str(whole(e.image)), "masks": [str(whole(m)) for m in e.masks],
+                        "sha256": [sha256(path) for path in (e.image, *e.masks)]}
                        for e in d.examples]} for d in defects]
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes: a picture that was replaced under the same name is another one."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_run(folder: Path) -> Run:
@@ -81,11 +100,26 @@ def check_out(folder: Path, resume: bool) -> None:
     """FileExistsError or FileNotFoundError if a run is there without resume, or none with it."""
     if resume:
         read_run(folder)
-    elif any((folder / learned).exists() for learned in ("state", "embeddings")):
+        return
+    if not (folder / "config.json").is_file():
+        refuse_foreign(folder, {"demo", "demo.part"})
+        return
+    read_run(folder)
+    if any((folder / learned).exists() for learned in ("state", "embeddings")):
         raise FileExistsError(f"{folder}: holds a training run already; continue it with --resume "
                               f"or choose another --out")
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"{folder}: is a file; --out takes a folder")
+
+
+def _check_files(old: Run, new: Run) -> None:
+    """ValueError unless both learn from the same files with the same bytes."""
+    if old.defects != new.defects:
+        raise ValueError(f"--data: the training files differ from those in {old.folder}/"
+                         f"config.json; restore them or train into another --out")
+    for was, now in zip(old.hashes, new.hashes):
+        changed = [path for path in now if was.get(path, now[path]) != now[path]]
+        if changed:
+            raise ValueError(f"{changed[0]}: another picture than the one that the run in "
+                             f"{old.folder} learns; restore it or train into another --out")
 
 
 def _learned_steps(run: Run) -> int:
@@ -114,9 +148,7 @@ def start_run(folder: Path, config: dict[str, Any], resume: bool) -> Run:
     if config["prediction_type"] != old.config["prediction_type"]:
         raise ValueError(f"--prediction-type: found to be {config['prediction_type']}, but the run "
                          f"in {folder} was made with {old.config['prediction_type']}; give that")
-    if config["defects"] != old.config["defects"]:
-        raise ValueError(f"--data: the training files differ from those in {folder}/config.json; "
-                         f"restore them or train into another --out")
+    _check_files(old, Run(folder, config))
     if config["options"]["steps"] < (learned := _learned_steps(old)):
         raise ValueError(f"--steps: {config['options']['steps']}, but the run in {folder} has "
                          f"learned {learned}; --resume takes as many or more")
@@ -137,56 +169,29 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ValueError(f"{path}: damaged ({err}); train again") from None
 
 
-def save_state(run: Run, stage: str, learner: nn.Module, optimizer: torch.optim.Optimizer,
-               step: int, records: Iterable[Record]) -> None:
-    """loss.csv first, then the state: rows beyond the state's step are dropped on resuming."""
-    append_rows(run.folder / "loss.csv", LOSS_COLUMNS, [
-        {"stage": stage, "step": r.step, "defect": r.stem, "loss": f"{r.loss:.6g}",
-         **{name: f"{norm:.4g}" for name, norm in r.norms.items()}} for r in records])
-    tensors: dict[str, Tensor] = dict(learner.named_parameters())
-    for name, parameter in learner.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{name}|{key}"] = value
-    write_tensors(run.folder / "state" / f"{stage}.safetensors", tensors, {"step": str(step)})
-
-
-def load_state(run: Run, stage: str, learner: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Put the saved state into learner and optimizer; returns its step, 0 if none was saved."""
-    path = run.folder / "state" / f"{stage}.safetensors"
-    if not path.exists():
-        return 0
-    tensors, metadata = read_tensors(path)
-    parameters = dict(learner.named_parameters())
-    if not set(parameters) <= set(tensors):
-        raise ValueError(f"{path}: not this run's state; train again into another folder")
-    for name, parameter in parameters.items():
-        parameter.data.copy_(tensors[name])
-        optimizer.state[parameter] = {      # empty for a defect that had no turn yet
-            key.split("|")[1]: value if key.endswith("|step") else value.to(parameter.device)
-            for key, value in tensors.items() if key.startswith(name + "|")}
-    return int(metadata["step"])
-
-
-def open_losses(run: Run, stage: str, step: int) -> None:
-    """Make loss.csv end where the state does: this stage's rows up to step, and all of others."""
-    path = run.folder / "loss.csv"
-    rows = [r for r in read_rows(path, LOSS_COLUMNS)
-            if r["stage"] != stage or int(r["step"]) <= step]
-    write_rows(path, LOSS_COLUMNS, rows)
-
-
-def sort_losses(run: Run) -> None:
-    """Image steps, then mask steps: an extended run ends with the file of an unbroken one."""
-    path = run.folder / "loss.csv"
-    rows = sorted(read_rows(path, LOSS_COLUMNS), key=lambda r: (r["stage"], int(r["step"])))
-    write_rows(path, LOSS_COLUMNS, rows)
-
-
 def save_module(run: Run, name: str, tensors: dict[str, Tensor], **more: str) -> None:
     """RUN/name.safetensors: the spatial encoder, the latent-to-RGB map, or a defect's vectors."""
     write_tensors(run.folder / f"{name}.safetensors", tensors, {
         "format": "pt", "prompt": PROMPT, "steps": str(run.config["options"]["steps"]),
         "weights_sha256": run.config["weights_sha256"], **more})
+
+
+def save_masks(run: Run, defects: list[Defect]) -> None:
+    """RUN/masks: the training masks, 0 and 255."""
+    for defect in defects:
+        for i, example in enumerate(defect.examples):
+            write_image(run.folder / "masks" / defect.stem / f"{i:05}.png",
+                        read_example_mask(example).astype(np.uint8) * 255)
+
+
+def load_masks(run: Run, defect: Defect) -> list[np.ndarray]:
+    """The training masks of a defect, bool (h, w)."""
+    paths = [run.folder / "masks" / defect.stem / f"{i:05}.png"
+             for i in range(len(defect.examples))]
+    for path in paths:
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: not found; run train_embed.py with --resume")
+    return [np.asarray(decode(path, "mask")) > 0 for path in paths]
 
 
 def save_vectors(run: Run, folder: str, suffix: str, vectors: nn.ParameterDict,
@@ -206,6 +211,9 @@ def _load(run: Run, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of RUN/name.safetensors; ValueError if it is older than config.json."""
     path = run.folder / f"{name}.safetensors"
     tensors, metadata = read_tensors(path)
+    if metadata.get("weights_sha256") != run.config["weights_sha256"]:
+        raise ValueError(f"{path}: learned on another model than the run in {run.folder}; put its "
+                         f"own file back, or run train_embed.py with --resume")
     found, expected = metadata.get("steps"), str(run.config["options"]["steps"])
     if found != expected:
         raise ValueError(f"{path}: after {found} steps of {expected}; training did not finish, "

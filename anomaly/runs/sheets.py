@@ -15,6 +15,11 @@ def to_pixels(image: Tensor, grey: bool = False) -> np.ndarray:
     return np.asarray(Image.fromarray(pixels).convert("L")) if grey else pixels
 
 
+def in_font(text: str) -> str:
+    r"""The text with what Pillow's font lacks, all but Latin letters, as escapes such as \u5212."""
+    return text.encode("latin-1", "backslashreplace").decode("latin-1")
+
+
 def sheet(rows: list[tuple[str, list[np.ndarray]]]) -> np.ndarray:
     """Labelled rows of pictures, uint8 (h, w) or (h, w, 3) of any size -> one uint8 picture."""
     columns = max(len(pictures) for _, pictures in rows)
@@ -22,7 +27,7 @@ def sheet(rows: list[tuple[str, list[np.ndarray]]]) -> np.ndarray:
     draw = ImageDraw.Draw(canvas)
     for r, (label, pictures) in enumerate(rows):
         top = r * (TILE + LABEL + 4)
-        draw.text((2, top + 2), label, fill=(230, 230, 230))
+        draw.text((2, top + 2), in_font(label), fill=(230, 230, 230))
         for c, picture in enumerate(pictures):
             tile = Image.fromarray(picture).convert("RGB")
             scale = TILE / max(tile.size)

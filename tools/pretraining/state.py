@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from anomaly.runs.atomic_files import replacing
+from anomaly.files.atomic_files import replacing
 
 DECAY = 0.4        # the rate falls to 0 over this last share of the steps
 WARM_UP = 200       # steps

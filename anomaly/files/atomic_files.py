@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,27 +17,30 @@ from torch import Tensor
 
 
 @contextmanager
-def naming_full_disk(path: Path) -> Iterator[None]:
-    """What fails to be written to path names it and the remedy, where the system names neither."""
+def naming_full_disk(path: Path, size: int = 0) -> Iterator[None]:
+    """What fails to be written to path names it, the bytes it takes and the remedy."""
     try:
         yield
-    except SafetensorError as err:      # no OSError, whatever the system said
-        raise OSError(f"{path}: not written: {err}; make room on the disk, or give another --out "
-                      f"that can be written to") from None
-    except OSError as err:
-        if err.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except (SafetensorError, OSError) as err:       # the first is none, whatever the system said
+        full = isinstance(err, SafetensorError) or err.errno in (errno.ENOSPC, errno.EDQUOT)
+        if not full:
             raise
-        raise OSError(
-            f"{path}: not written: {err}; make room on the disk, or give another --out") from None
+        takes = f" (up to {size / 1e6:.2f} MB are needed)" if size else ""
+        raise OSError(f"{path}: not written: {err}{takes}; make room on the disk, or give another "
+                      f"--out") from None
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`; renamed to it if the block ends well, removed if it fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def replacing(path: Path, size: int = 0) -> Iterator[Path]:
+    """A temporary path beside `path`; renamed to it if the block ends well, removed if it fails.
+
+    size: bytes that will be written at most, for the message of a full disk; 0: not known.
+    """
+    with naming_full_disk(path, size):
+        path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")     # one name: a killed run's is overwritten
     try:
-        with naming_full_disk(path):
+        with naming_full_disk(path, size):
             yield temporary
             os.replace(temporary, path)
     except BaseException:
@@ -45,15 +49,16 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_image(path: Path, pixels: np.ndarray) -> None:
-    """uint8 (h, w) or (h, w, 3) -> PNG, or JPEG by the suffix."""
-    with replacing(path) as temporary:
+    """(h, w), uint8 or uint16, or uint8 (h, w, 2 to 4) -> PNG, or JPEG by the suffix."""
+    with replacing(path, pixels.nbytes + 1024) as temporary:
         kind = "PNG" if path.suffix == ".png" else "JPEG"
         Image.fromarray(pixels).save(temporary, format=kind, quality=90)
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """A safetensors file."""
-    with replacing(path) as temporary:
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    with replacing(path, size + 4096) as temporary:
         # Clones: safetensors refuses tensors that share memory, as expanded or sliced ones do.
         clones = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
         save_file(clones, temporary, metadata)
@@ -73,21 +78,27 @@ def _sort_metadata(path: Path) -> None:
 
 def write_json(path: Path, content: Mapping[str, object]) -> None:
     """Indented JSON."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=2) + "\n"
+    with replacing(path, len(text)) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_rows(path: Path, columns: list[str], rows: Iterable[Mapping[str, object]]) -> None:
     """A CSV file with a header."""
-    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    content = text.getvalue().encode()
+    with replacing(path, len(content)) as temporary:
+        temporary.write_bytes(content)
 
 
 def append_rows(path: Path, columns: list[str], rows: Iterable[Mapping[str, object]]) -> None:
     """More rows for a CSV file that exists; a torn last line is the reader's to drop."""
-    with naming_full_disk(path), open(path, "a", newline="", encoding="utf-8") as file:
+    rows = list(rows)
+    with (naming_full_disk(path, 200 * len(rows)),
+          open(path, "a", newline="", encoding="utf-8") as file):
         csv.DictWriter(file, columns).writerows(rows)
 
 

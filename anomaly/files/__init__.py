@@ -1,0 +1,1 @@
+"""What lies on the disk: names, photographs and masks as people see them, files written whole."""

@@ -1,0 +1,265 @@
+"""What is not ours is never touched, one process at a time writes, and what is gone is named."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from anomaly.files import holding
+from anomaly.files.atomic_files import read_rows
+from anomaly.files.holding import held
+from anomaly.pairs.pair_folder import COLUMNS, PairFolder
+from commands import call, start
+
+
+def draw(folder, n=3, name="{}.png", mask=False):
+    """n noisy photographs, or masks with one blob each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    for i in range(n):
+        pixels = rng.integers(80, 140, (60, 80), dtype=np.uint8)
+        if mask:
+            pixels[:] = 0
+            pixels[20 + i:40 + i, 30:52] = 255
+        Image.fromarray(pixels).save(folder / name.format(i))
+    return folder
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """Photographs, masks and normals."""
+    draw(tmp_path / "img"), draw(tmp_path / "msk", mask=True), draw(tmp_path / "good", 2)
+    return tmp_path
+
+
+def train(checkpoint, folder, *more, out="run"):
+    return call("train_embed", "--weights", checkpoint, "--images", folder / "img", "--masks",
+                folder / "msk", "--name", "tile/blowhole", "--steps", 1, "--out", folder / out,
+                *more)
+
+
+def sample(folder, *more, masks="train", out="out"):
+    return call("sample", "--run", folder / "run", "--normals", folder / "good", "--masks", masks,
+                "--steps", 2, "--n", 2, "--batch-size", 2, "--out", folder / out, *more)
+
+
+@pytest.fixture
+def run(photographs, checkpoint):
+    assert train(checkpoint, photographs) == 0
+    return photographs
+
+
+def everything(folder):
+    """path -> bytes of every file but the locks."""
+    return {path: path.read_bytes() for path in folder.rglob("*")
+            if path.is_file() and path.name != holding.LOCK}
+
+
+def refused(capsys, code, *words):
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert code == 2 and all(word in error for word in words), error
+
+
+# the pairs' folder
+
+@pytest.mark.parametrize("file", [
+    "tile/test/blowhole/00000.png", "tile/ground_truth/blowhole/00001_mask.png", "notes.txt",
+    "photos/a.jpg", "_meta/manifest.csv", "_meta/mine.txt"])
+def test_a_folder_with_files_of_the_users_is_refused_and_stays(run, capsys, file):
+    path = run / "out" / file
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"mine")
+    before = everything(run)
+    refused(capsys, sample(run), str(path), "never touched; choose a new or empty --out")
+    assert everything(run) == before
+
+
+@pytest.mark.parametrize("file", ["test/blowhole/00003.png", "ground_truth/blowhole/00003_mask.png",
+                                  "test/blowhole/00002.png"])
+def test_a_pair_that_no_row_knows_is_never_overwritten(run, capsys, file):
+    assert sample(run) == 0
+    path = run / "out/tile" / file
+    path.write_bytes(b"mine")
+    before = everything(run / "out")
+    refused(capsys, sample(run, "--n", 4), str(path), "no row of", "never overwritten")
+    assert everything(run / "out") == before
+
+
+def test_hidden_files_and_an_empty_folder_do_not_stop_it(run):
+    (run / "out").mkdir()
+    (run / "out/.DS_Store").write_bytes(b"x")
+    assert sample(run) == 0 and (run / "out/.DS_Store").read_bytes() == b"x"
+
+
+def test_inputs_are_never_opened_for_writing(run, checkpoint):
+    for folder in ("img", "msk", "good"):
+        for path in (run / folder).iterdir():
+            path.chmod(0o444)
+    before = {f: everything(run / f) for f in ("img", "msk", "good", "run")}
+    assert sample(run) == 0 and sample(run, masks=run / "msk", out="b") == 0
+    assert {f: everything(run / f) for f in before} == before
+    for out in ("img", "good", "run"):
+        assert sample(run, out=out) == 2
+    assert train(checkpoint, run, out="good") == 2
+    assert {f: everything(run / f) for f in before} == before
+
+
+@pytest.mark.parametrize("lost", [["test"], ["test", "ground_truth"]])
+def test_a_pair_that_a_kill_cut_short_is_known_by_its_row_and_made_again(run, lost):
+    assert sample(run) == 0
+    before = everything(run / "out")
+    for part in lost:
+        next((run / "out/tile" / part / "blowhole").glob("00001*")).unlink()
+    assert sample(run) == 0 and everything(run / "out") == before
+
+
+def test_what_a_kill_cut_short_and_nobody_asks_for_again_is_taken_away(run):
+    assert sample(run) == 0
+    (run / "out/tile/test/blowhole/00001.png").unlink()
+    assert sample(run, "--n", 1) == 0
+    assert [r["k"] for r in read_rows(run / "out/_meta/manifest.csv", COLUMNS)] == ["0"]
+    assert not (run / "out/tile/ground_truth/blowhole/00001_mask.png").exists()
+
+
+def test_a_second_process_is_refused_while_the_first_lives(run, capsys):
+    command = ["sample", "--run", run / "run", "--normals", run / "good", "--masks", "train",
+               "--steps", 2, "--batch-size", 1, "--out", run / "out"]
+    first = start(*command, "--n", 40)
+    assert first.stdout.readline()      # its first pair is written
+    first.send_signal(signal.SIGSTOP)
+    refused(capsys, call(*command, "--n", 5), str(run / "out"), f"process {first.pid} is writing",
+            "choose another --out")
+    first.kill(), first.wait()
+    assert call(*command, "--n", 5) == 0
+    rows = read_rows(run / "out/_meta/manifest.csv", COLUMNS)
+    assert [r["k"] for r in rows][:5] == list("01234")
+
+
+def test_a_folder_is_free_again_when_its_process_dies_or_fails(tmp_path):
+    code = ("import sys, time; from pathlib import Path; from anomaly.files.holding import held\n"
+            "with held(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)")
+    with subprocess.Popen([sys.executable, "-c", code, tmp_path / "a"], stdout=subprocess.PIPE,
+                          text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(FileExistsError, match=f"a: process {process.pid} is writing there"):
+            with held(tmp_path / "a"):
+                pass
+        process.kill()
+    for _ in range(2):
+        with pytest.raises(KeyError), held(tmp_path / "b"):
+            raise KeyError
+        assert not (tmp_path / "b").exists()    # nothing was written
+    with held(tmp_path / "b"):
+        (tmp_path / "b/x").write_text("x")
+    assert (tmp_path / "b/x").exists()
+
+
+def test_a_drive_without_locks_is_said(tmp_path, monkeypatch, caplog):
+    def no_locks(file):
+        raise OSError(37, "No locks available")
+    monkeypatch.setattr(holding, "_lock", no_locks)
+    with caplog.at_level("INFO", "anomaly"), held(tmp_path / "a"):
+        pass
+    assert "a: cannot be locked (No locks available): let no second process" in caplog.text
+
+
+# the run's folder
+
+@pytest.mark.parametrize("file", ["notes.txt", "config.json", "preview.jpg", "state/image.bin",
+                                  "embeddings/a.safetensors", "loss.csv"])
+def test_training_into_a_folder_of_the_users_is_refused(photographs, checkpoint, capsys, file):
+    path = photographs / "run" / file
+    path.parent.mkdir(parents=True)
+    path.write_text("{}")
+    refused(capsys, train(checkpoint, photographs), str(path))
+    assert everything(photographs / "run") == {path: b"{}"}
+
+
+def test_the_state_of_a_run_whose_config_is_gone_is_not_learned_from(run, checkpoint, capsys):
+    (run / "run/config.json").unlink()
+    before = everything(run / "run")
+    refused(capsys, train(checkpoint, run), str(run / "run"), "choose a new or empty --out")
+    assert everything(run / "run") == before
+
+
+def test_two_trainings_do_not_share_a_folder(photographs, checkpoint, capsys):
+    with held(photographs / "run"):
+        refused(capsys, train(checkpoint, photographs), f"process {os.getpid()} is writing there")
+    assert train(checkpoint, photographs) == 0
+
+
+@pytest.mark.parametrize("file", ["img/1.png", "msk/2.png"])
+def test_a_picture_that_was_replaced_under_its_name_is_refused(run, checkpoint, capsys, file):
+    pixels = np.asarray(Image.open(run / file))[::-1]
+    Image.fromarray(pixels).save(run / file)
+    refused(capsys, train(checkpoint, run, "--resume", "--steps", 2), str(run / file),
+            "another picture than the one that the run")
+
+
+def test_a_run_of_version_0_1_resumes_without_hashes(run, checkpoint):
+    path = run / "run/config.json"
+    config = json.loads(path.read_text())
+    for row in config["defects"][0]["train"]:
+        row["mask"] = row.pop("masks")[0]
+        del row["sha256"]
+    path.write_text(json.dumps(config))
+    shutil.rmtree(run / "run/masks")
+    assert sample(run) == 2
+    assert train(checkpoint, run, "--resume", "--steps", 2) == 0 and sample(run) == 0
+
+
+@pytest.mark.parametrize("metadata", [{}, {"weights_sha256": "ab" * 32}])
+def test_an_embedding_of_another_checkpoint_is_refused(run, capsys, metadata):
+    path = run / "run/embeddings/tile-blowhole.safetensors"
+    save_file(load_file(path), path, {"steps": "1", "guidance": "1", **metadata})
+    refused(capsys, sample(run), str(path), "learned on another model than the run")
+
+
+# what is gone
+
+def test_painting_needs_no_training_photograph(run, capsys, monkeypatch):
+    assert sample(run) == 0
+    for folder in ("img", "msk"):
+        shutil.move(run / folder, run / f"old_{folder}")
+    assert sample(run, out="again") == 0
+    for path, content in everything(run / "out/tile").items():
+        assert (run / "again/tile" / path.relative_to(run / "out/tile")).read_bytes() == content
+    assert sample(run, "--n", 1, masks="learned", out="l") == 1     # the random model draws none
+    assert "none of" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_has_moved_is_named_with_the_remedy(photographs, folder, capsys):
+    assert train(folder, photographs) == 0
+    shutil.move(folder, folder.with_name("new"))
+    refused(capsys, sample(photographs), f"{folder}: the checkpoint of", "--resume --weights NEW")
+    assert train(folder.with_name("new"), photographs, "--resume") == 0 and sample(photographs) == 0
+
+
+def test_a_size_beyond_the_models_is_refused(photographs, checkpoint, sd, capsys):
+    refused(capsys, train(checkpoint, photographs, "--size", 4 * sd.native_size + 64), "--size",
+            f"at most {4 * sd.native_size}")
+
+
+@pytest.mark.skipif(not shutil.which("mount") or os.geteuid() != 0, reason="needs a small disk")
+def test_a_full_disk_names_file_space_and_remedy(run, capsys):
+    (run / "out").mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24k", "tmpfs", run / "out"],
+                      capture_output=True).returncode:
+        pytest.skip("no small disk can be made")
+    try:
+        assert sample(run, "--n", 16) == 1
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert "not written" in error and "MB are needed" in error and "make room" in error
+        assert not list((run / "out").rglob("*.part"))
+        subprocess.run(["mount", "-o", "remount,size=10m", run / "out"], check=True)
+        assert sample(run, "--n", 16) == 0
+        assert len(PairFolder(run / "out")._whole) == 16
+    finally:
+        subprocess.run(["umount", run / "out"], check=False)
