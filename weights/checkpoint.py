@@ -146,16 +146,15 @@ def read_single_file(path: Path) -> Checkpoint:
                          f"{list(FAMILIES)}, Stable Diffusion 1.x or 2.x")
     unet, vae, text, v_sample_size = FAMILIES[width[0]]
     slots: dict[str, dict[str, list[Slot]]] = {part: {} for part in PARTS}
-    remarks = []
-    ema = sum(key.startswith("model_ema.") for key in keys) > 100   # fewer: its counters are left
     for key in keys:
         part, found = layouts.single_file_slots(key, text.layers)
         if found:
-            averaged = ema and part == "unet" and found != layouts.no_place(key)
-            slots[part][layouts.ema_name(key) if averaged else key] = found
-    if ema:
-        remarks.append(
-            f"{path}: the averaged weights (model_ema) of the U-Net are taken, as in the folders")
+            slots[part][key] = found
+    remarks = []
+    if sum(key.startswith("model_ema.") for key in keys) > 100:     # fewer are its counters alone
+        # Of a merge or a fine-tune model_ema is often still that of the model it began with.
+        remarks.append(f"{path}: holds the U-Net twice, as model.* and averaged as model_ema.*; "
+                       f"model.* is taken, as by diffusers, and model_ema.* left out")
     schedule, prediction = ScheduleConfig(), None
     if (yaml := _sibling_yaml(path)) is not None:
         schedule, prediction = replace(schedule, v_prediction=yaml[0]), yaml[1]

@@ -268,8 +268,3 @@ def single_file_slots(key: str, layers: int) -> tuple[str, list[Slot]]:
         return part, _open_clip_slots(name, layers) if open_clip else folder_slots(name, part)
     except KeyError:        # no row of a table has it
         return part, no_place(key)
-
-
-def ema_name(key: str) -> str:
-    """The name of the averaged weights of a U-Net key: latent-diffusion's LitEma drops the dots."""
-    return "model_ema." + key.removeprefix("model.").replace(".", "")

@@ -47,10 +47,7 @@ def _fill(module: nn.Module, source: Source, device: str, dtype: torch.dtype) ->
     path, expected = source.path, {key: tuple(t.shape) for key, t in module.state_dict().items()}
     loaded, extra = {}, []
     with open_weights(path, device) as file:
-        present = set(file.keys())
         for key, slots in source.slots.items():
-            if key not in present:      # averaged weights of which one is not there: missing
-                continue
             if any(slot.name not in expected for slot in slots):
                 extra.append(key)
                 continue
