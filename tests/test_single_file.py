@@ -121,11 +121,12 @@ def answering(value):
 
 
 @pytest.mark.parametrize("value, v", [(0.5, False), (-0.4, False), (-0.6, True), (-2.0, True)])
-def test_without_a_yaml_the_output_of_sd_2_decides(single_files, tmp_path, value, v):
+@pytest.mark.parametrize("name, size", [("SD 1.5", 512), ("SD 2.1-v", 768)])
+def test_without_a_yaml_the_output_decides(single_files, tmp_path, name, size, value, v):
     """The probe's input is 0.5 everywhere: v if the mean of the output is more than 1 below."""
-    sd = load(altered(single_files["SD 2.1-v"], tmp_path, answering(value)))
+    sd = load(altered(single_files[name], tmp_path, answering(value)))
     assert sd.schedule.config.v_prediction == v
-    assert sd.native_size == (768 if v else 512)
+    assert sd.native_size == (size if v else 512)
     said = f"prediction type {'v' if v else 'eps'}: no file beside it says so"
     assert sd.remarks[-1].startswith(said)
 
@@ -134,12 +135,6 @@ def test_an_output_that_is_not_finite_decides_nothing(single_files, tmp_path):
     path = altered(single_files["SD 2.1-v"], tmp_path, answering(float("nan")))
     assert f"{path}: nothing says whether it predicts eps or v" in refusal(path)
     assert load(path, prediction_type="v").schedule.config.v_prediction
-
-
-def test_without_a_yaml_sd_1_predicts_eps(single_files, tmp_path):
-    sd = load(altered(single_files["SD 1.5"], tmp_path, answering(-2.0)))
-    assert not sd.schedule.config.v_prediction
-    assert sd.remarks[-1] == "prediction type eps: every Stable Diffusion 1.x predicts eps"
 
 
 YAML = "model:\n  base_learning_rate: 1.0e-4\n  params:\n{}    linear_start: 0.00085\n"

@@ -158,8 +158,6 @@ def read_single_file(path: Path) -> Checkpoint:
     schedule, prediction = ScheduleConfig(), None
     if (yaml := _sibling_yaml(path)) is not None:
         schedule, prediction = replace(schedule, v_prediction=yaml[0]), yaml[1]
-    elif width[0] == min(FAMILIES):
-        prediction = "every Stable Diffusion 1.x predicts eps"
     return Checkpoint(unet, vae, text, schedule, published_tokenizer(text),
                       {part: Source(path, slots[part]) for part in PARTS},
                       v_sample_size, prediction, remarks)

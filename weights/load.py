@@ -106,9 +106,9 @@ def load(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtyp
     """A diffusers folder, an original single file or TINY -> StableDiffusion on device, in dtype.
 
     prediction_type: "eps", "v", or "auto": scheduler_config.json, else a .yaml beside the single
-    file, else (2.x only) the U-Net's own answer. The remarks of the result say what was decided and
-    by what. Raises FileNotFoundError or ValueError, naming the file, for what is missing, damaged
-    or another model.
+    file, else the U-Net's own answer. The remarks of the result say what was decided and by what.
+    Raises FileNotFoundError or ValueError, naming the file, for what is missing, damaged or another
+    model.
     """
     if prediction_type not in ("auto", "eps", "v"):
         raise ValueError(f"prediction_type: found {prediction_type!r}, expected auto, eps or v")
