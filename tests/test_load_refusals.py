@@ -285,8 +285,10 @@ KEYS_OF_OTHERS = {
     "a Stable Diffusion XL checkpoint; use": [
         "model.diffusion_model.label_emb.0.0.weight",
         "model.diffusion_model.input_blocks.0.0.weight"],
-    "a U-Net alone; give": ["model.diffusion_model.input_blocks.0.0.weight"],
+    "a U-Net alone; give": ["input_blocks.0.0.weight", "middle_block.0.in_layers.0.weight"],
     "a U-Net alone": ["down_blocks.0.resnets.0.conv1.weight", "conv_in.weight"],
+    "saved with state_dict. before its tensors' names; save it without": [
+        "state_dict.model.diffusion_model.input_blocks.0.0.weight"],
     "not a Stable Diffusion checkpoint (1 tensors, first: ['classifier.weight'])": [
         "classifier.weight"],
 }

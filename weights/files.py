@@ -21,18 +21,18 @@ FOREIGN = [
      "a LoRA, an addition to a checkpoint", "merge it into its checkpoint first"),
     (r"^(control_model|controlnet_\w+)\.", "a ControlNet", WHOLE),
     (r"^(emb_params|string_to_param.*|<.*>)$", "a textual-inversion embedding", WHOLE),
+    (r"^state_dict\.", "saved with state_dict. before its tensors' names", "save it without"),
 ]
-# The three parts of a single file. Where one is missing, the first of the rows below that fits says
-# what there is.
-PREFIXES = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.")
+# The three parts of a single file and their prefixes. Where there is none, the first of the rows
+# below that fits says what the file is.
+PREFIXES = {"U-Net": ("model.diffusion_model.",), "VAE": ("first_stage_model.", "vae."),
+            "text encoder": ("cond_stage_model.",)}
 PARTS_ALONE = [
-    (r"^(down_blocks|up_blocks|mid_block)\.", "a U-Net alone"),
-    (r"^(model\.diffusion_model\.)?(input_blocks|middle_block)\.", "a U-Net alone"),
-    (r"^(first_stage_model\.)?(encoder|decoder)\.(conv_in|mid(_block)?|(up|down)(_blocks)?)\.",
-     "a VAE alone"),
-    (r"^(cond_stage_model\.|text_model\.|transformer\.resblocks\.|embeddings\.|encoder\.layers\.)",
-     "a text encoder alone"),
+    (r"^(down_blocks|up_blocks|mid_block|input_blocks|middle_block)\.", "a U-Net alone"),
+    (r"^(encoder|decoder)\.(conv_in|mid(_block)?|(up|down)(_blocks)?)\.", "a VAE alone"),
+    (r"^(text_model|transformer\.resblocks|embeddings|encoder\.layers)\.", "a text encoder alone"),
 ]
+ALL_THREE = "give the folder with unet, vae and text_encoder, or the single file of all three"
 
 
 # Python that converts a pickle without running any code of it: torch unpickles tensors and
@@ -105,11 +105,14 @@ def refuse_foreign(path: Path, keys: list[str]) -> None:
     for pattern, what, remedy in FOREIGN:
         if any(re.search(pattern, key) for key in keys):
             raise ValueError(f"{path}: is {what}; {remedy}")
-    if all(any(key.startswith(prefix) for key in keys) for prefix in PREFIXES):
+    missing = [f"no {part} ({prefixes[0][:-1]})" for part, prefixes in PREFIXES.items()
+               if not any(key.startswith(prefixes) for key in keys)]
+    if not missing:
         return
+    if len(missing) < len(PREFIXES):
+        raise ValueError(f"{path}: has {' and '.join(missing)}; {ALL_THREE}")
     for pattern, what in PARTS_ALONE:
         if any(re.search(pattern, key) for key in keys):
-            raise ValueError(f"{path}: is {what}; give the folder with unet, vae and text_encoder "
-                             f"in it, or the single file that holds all three")
+            raise ValueError(f"{path}: is {what}; {ALL_THREE}")
     raise ValueError(f"{path}: not a Stable Diffusion checkpoint ({len(keys)} tensors, first: "
                      f"{keys[:2]}); {WHOLE}")

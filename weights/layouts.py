@@ -40,7 +40,7 @@ FOLDER = {"unet": [], "vae": FOLDER_VAE, "text_encoder": FOLDER_TEXT}
 # The original single file: prefix -> part. Older merges lack the "text_model." of SD 1.x, as newer
 # folders do.
 OPEN_CLIP = "cond_stage_model.model."
-PREFIXES = {"model.diffusion_model.": "unet", "first_stage_model.": "vae",
+PREFIXES = {"model.diffusion_model.": "unet", "first_stage_model.": "vae", "vae.": "vae",
             "cond_stage_model.transformer.": "text_encoder",    # SD 1.x: CLIP, its folder's names
             OPEN_CLIP: "text_encoder"}                          # SD 2.x: OpenCLIP
 # Not weights of the three parts: training state, the schedule's tables, the parts of OpenCLIP that
