@@ -95,6 +95,7 @@ class ScheduleConfig:
     beta_start: float = 0.00085
     beta_end: float = 0.012
     v_prediction: bool = False      # the U-Net predicts v instead of eps: SD 2.x at 768 px
+    zero_snr: bool = False          # the last timestep is noise alone; v models only
 
 
 # What SD 2.x changes. 23 of OpenCLIP's 24 layers: it reads the last but one ("penultimate").

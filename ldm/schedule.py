@@ -20,7 +20,11 @@ class Schedule:
         # "scaled linear": linear in sqrt(beta), latent-diffusion's make_beta_schedule.
         betas = torch.linspace(config.beta_start ** 0.5, config.beta_end ** 0.5,
                                config.train_timesteps, dtype=torch.float64) ** 2
-        self.alphas_cumprod = torch.cumprod(1.0 - betas, dim=0).float()
+        alphas_cumprod = torch.cumprod(1.0 - betas, dim=0)
+        if config.zero_snr:     # the first stays, the last becomes 0: arXiv 2305.08891, algorithm 1
+            root = alphas_cumprod.sqrt()
+            alphas_cumprod = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+        self.alphas_cumprod = alphas_cumprod.float()
 
     def _at(self, t: Tensor | int, like: Tensor) -> Tensor:
         """alphas_cumprod at t, shaped to broadcast over like (b, c, h, w)."""

@@ -15,10 +15,10 @@ PUBLISHED = {0: .9991500000, 1: .9982960278, 21: .9803807481, 500: .2763326838, 
              999: .0046600985}
 
 
-def ddim_scheduler(prediction_type: str = "epsilon") -> DDIMScheduler:
+def ddim_scheduler(prediction_type: str = "epsilon", **more) -> DDIMScheduler:
     return DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
                          clip_sample=False, set_alpha_to_one=False, steps_offset=1,
-                         timestep_spacing="leading", prediction_type=prediction_type)
+                         timestep_spacing="leading", prediction_type=prediction_type, **more)
 
 
 def noise_latents(kind, b=2, h=8, w=12):
@@ -50,6 +50,15 @@ def test_alphas_cumprod_has_the_published_values():
 def test_alphas_cumprod_equals_diffusers():
     torch.testing.assert_close(Schedule().alphas_cumprod, ddim_scheduler().alphas_cumprod,
                                rtol=2e-6, atol=0)
+
+
+def test_alphas_cumprod_of_zero_terminal_snr_equals_diffusers():
+    found = Schedule(ScheduleConfig(v_prediction=True, zero_snr=True))
+    expected = ddim_scheduler("v_prediction", rescale_betas_zero_snr=True).alphas_cumprod
+    torch.testing.assert_close(found.alphas_cumprod, expected, rtol=1e-4, atol=1e-8)
+    assert found.alphas_cumprod[-1] == 0
+    x_t, out = noise_latents("noisy"), noise_latents("flat")
+    assert torch.equal(found.x0_hat(x_t, 999, out), -out)      # progressive distillation, app. D
 
 
 @pytest.mark.parametrize("kind", ["noisy", "flat"])
