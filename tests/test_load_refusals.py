@@ -166,7 +166,7 @@ def test_tensors_that_do_not_match_the_config_are_refused_by_name(folder, name, 
     edit_tensors(folder / name, change)
     message = refusal(folder)
     assert str(folder / name) in message and ("more.weight" if fault == "extra" else key) in message
-    assert {"missing": "1 tensors missing", "extra": "1 unexpected",
+    assert {"missing": "1 tensors missing", "extra": "extra tensor more.weight; save the file wi",
             "shape": "has shape"}[fault] in message
 
 

@@ -82,11 +82,54 @@ def test_merges_without_text_model_in_their_keys_load(single_files, tmp_path):
     assert torch.equal(load(path).context("crack"), load(single_files["SD 1.5"]).context("crack"))
 
 
-def test_tensors_that_are_not_weights_of_the_parts_are_left_out(single_files, tmp_path):
-    strays = [row + "x" if row.endswith(".") else row for row in layouts.IGNORED]
+# What the published files hold beside the weights: latent-diffusion's buffers, OpenCLIP's head.
+PUBLISHED = [
+    "betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod",
+    "sqrt_one_minus_alphas_cumprod", "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod",
+    "sqrt_recipm1_alphas_cumprod", "posterior_variance", "posterior_log_variance_clipped",
+    "posterior_mean_coef1", "posterior_mean_coef2", "model_ema.decay", "model_ema.num_updates",
+    "first_stage_model.loss.logvar", *(f"cond_stage_model.model.{name}" for name in (
+        "text_projection", "logit_scale", "attn_mask", "text_model.embeddings.position_ids"))]
+C, V = "cond_stage_model.", "first_stage_model."
+LEFTOVERS = [
+    C + "logit_scale", C + "text_projection", C + "transformer.text_projection.weight",
+    C + "transformer.vision_model.post_layernorm.bias", C + "transformer.visual_projection.weight",
+    C + "model.visual.conv1.weight", V + "model_ema.decay", V + "model_ema.encoderconv_inweight",
+    "logvar", "denoiser.sigmas", "denoiser.log_sigmas", "global_step", UNET_PREFIX + "betas",
+    UNET_PREFIX + "sqrt_alphas_cumprod", "loss.discriminator.main.0.weight",
+    "embedding_manager.string_to_param_dict.x"]
+
+
+def test_what_published_files_hold_beside_the_weights_is_left_out(single_files, tmp_path):
+    plain = load(single_files["SD 2.1-v"])
     path = altered(single_files["SD 2.1-v"], tmp_path, lambda found: {
-        **found, **{key: torch.zeros(3) for key in strays}})
-    assert torch.equal(load(path).context("crack"), load(single_files["SD 2.1-v"]).context("crack"))
+        **found, **{key: torch.full((3,), torch.nan) for key in PUBLISHED}})
+    assert torch.equal(load(path).context("crack"), plain.context("crack"))
+    assert load(path).remarks == plain.remarks
+
+
+@pytest.mark.parametrize("key", LEFTOVERS)
+def test_what_other_tools_leave_in_a_file_is_left_out_and_named(single_files, tmp_path, key):
+    path = altered(single_files["SD 1.5"], tmp_path, lambda found: {**found, key: torch.ones(())})
+    sd, plain = load(path), load(single_files["SD 1.5"])
+    assert sd.remarks == (f"{path}: {key} left out, no weights of its parts", *plain.remarks)
+    assert torch.equal(sd.context("crack"), plain.context("crack"))
+
+
+@pytest.mark.parametrize("key", [
+    UNET_PREFIX + "input_blocks.1.1.adapter.weight", V + "quantize.embedding.weight",
+    C + "transformer.text_model.encoder.layers.2.layer_norm1.bias", "scaled_fp8", "a\nb"])
+def test_an_extra_tensor_of_no_known_use_is_refused_by_name(single_files, tmp_path, key):
+    path = altered(single_files["SD 1.5"], tmp_path, lambda found: {**found, key: torch.ones(2)})
+    shown = key.replace("\n", "\\n")
+    assert refusal(path) == f"{path}: extra tensor {shown}; save the file without it"
+
+
+def test_a_vae_under_a_shorter_prefix_loads(single_files, tmp_path):
+    path = altered(single_files["SD 1.5"], tmp_path, lambda found: {
+        key.replace(V, "vae."): tensor for key, tensor in found.items()})
+    found, plain = load(path).vae.state_dict(), load(single_files["SD 1.5"]).vae.state_dict()
+    assert all(torch.equal(found[key], plain[key]) for key in plain)
 
 
 @pytest.mark.parametrize("lost", [0, 1, 300])
@@ -167,6 +210,31 @@ def test_a_yaml_of_another_parameterization_is_refused(single_files, tmp_path):
     path = altered(single_files["SD 2.1-v"], tmp_path, answering(0.5))
     path.with_suffix(".yaml").write_text(YAML.format("    parameterization: x0\n"))
     assert "altered.yaml: parameterization is 'x0', expected eps or v" in refusal(path)
+
+
+def marked(single_files, tmp_path, value, *markers):
+    """An SD 1.5 whose U-Net answers value, with empty tensors of these names."""
+    return altered(single_files["SD 1.5"], tmp_path, lambda found: {
+        **answering(value)(found), **{marker: torch.tensor([]) for marker in markers}})
+
+
+def test_a_tensor_v_pred_states_v_unless_a_yaml_or_what_is_asked_says_eps(single_files, tmp_path):
+    path = marked(single_files, tmp_path, 0.5, "v_pred")
+    assert load(path).remarks == ("prediction type v: its tensor v_pred",)
+    assert load(path, prediction_type="eps").remarks == ("prediction type eps: as given",)
+    path.with_suffix(".yaml").write_text(YAML.format('    parameterization: "eps"\n'))
+    assert not load(path).schedule.config.v_prediction
+
+
+def test_a_tensor_ztsnr_states_a_schedule_that_only_v_models_have(single_files, tmp_path):
+    for sd in (load(marked(single_files, tmp_path, 0.5, "v_pred", "ztsnr")),
+               load(marked(single_files, tmp_path, -2.0, "ztsnr"))):
+        assert sd.schedule.alphas_cumprod[-1] == 0 and sd.schedule.config.v_prediction
+        assert "by its tensor ztsnr the noise schedule ends in noise alone" in sd.remarks[0]
+    path = marked(single_files, tmp_path, 0.5, "ztsnr")
+    said = "the noise schedule ends in noise alone (zero terminal SNR), but the prediction type is"
+    assert f"{path}: {said} eps" in refusal(path)
+    assert load(path, prediction_type="v").schedule.config.zero_snr
 
 
 @pytest.mark.parametrize("asked", ["eps", "v"])

@@ -28,6 +28,9 @@ FAMILIES = {768: (UNetConfig(), VAEConfig(), TextConfig(), 64),
             1024: (SD2_UNET, VAEConfig(), SD2_TEXT, 96)}
 WIDTH_KEY = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
 INPUT_KEY = "model.diffusion_model.input_blocks.0.0.weight"
+# Empty tensors by which fine-tunes say that they predict v, and with a noise schedule that ends in
+# noise alone. Most of SD 1.x that predict v have both, and three lines of ldm/schedule.py suffice.
+MARKERS = ("v_pred", "ztsnr")
 
 
 @dataclass(frozen=True)
@@ -148,16 +151,20 @@ def read_single_file(path: Path) -> Checkpoint:
     slots: dict[str, dict[str, list[Slot]]] = {part: {} for part in PARTS}
     for key in keys:
         part, found = layouts.single_file_slots(key, text.layers)
-        if found:
+        if found and key not in MARKERS:
             slots[part][key] = found
     remarks = []
     if sum(key.startswith("model_ema.") for key in keys) > 100:     # fewer are its counters alone
         # Of a merge or a fine-tune model_ema is often still that of the model it began with.
         remarks.append(f"{path}: holds the U-Net twice, as model.* and averaged as model_ema.*; "
                        f"model.* is taken, as by diffusers, and model_ema.* left out")
-    schedule, prediction = ScheduleConfig(), None
+    schedule, prediction = ScheduleConfig(zero_snr="ztsnr" in keys), None
+    if schedule.zero_snr:
+        remarks.append(f"{path}: by its tensor ztsnr the noise schedule ends in noise alone")
     if (yaml := _sibling_yaml(path)) is not None:
         schedule, prediction = replace(schedule, v_prediction=yaml[0]), yaml[1]
+    elif "v_pred" in keys:
+        schedule, prediction = replace(schedule, v_prediction=True), "its tensor v_pred"
     return Checkpoint(unet, vae, text, schedule, published_tokenizer(text),
                       {part: Source(path, slots[part]) for part in PARTS},
                       v_sample_size, prediction, remarks)

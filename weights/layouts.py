@@ -5,6 +5,7 @@ need nothing. The original single file has every part under a prefix and every k
 name: the tables below.
 """
 
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -43,15 +44,18 @@ OPEN_CLIP = "cond_stage_model.model."
 PREFIXES = {"model.diffusion_model.": "unet", "first_stage_model.": "vae", "vae.": "vae",
             "cond_stage_model.transformer.": "text_encoder",    # SD 1.x: CLIP, its folder's names
             OPEN_CLIP: "text_encoder"}                          # SD 2.x: OpenCLIP
-# Not weights of the three parts: training state, the schedule's tables, the parts of OpenCLIP that
-# SD leaves out.
-IGNORED = (
-    "model_ema.", "first_stage_model.loss.", "betas", "alphas_cumprod", "alphas_cumprod_prev",
-    "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod", "log_one_minus_alphas_cumprod",
-    "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "posterior_variance",
-    "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2",
-    OPEN_CLIP + "text_projection", OPEN_CLIP + "logit_scale", OPEN_CLIP + "attn_mask",
-    OPEN_CLIP + "text_model.embeddings.position_ids")       # a stray of waifu-diffusion 1.4
+# What the published files hold beside the weights of the three parts: the schedule's tables,
+# training state, the parts of OpenCLIP that SD leaves out, a stray of waifu-diffusion 1.4.
+TABLES = r"betas|\w*alphas_cumprod(_prev)?|posterior_\w+"
+IGNORED = re.compile(
+    rf"{TABLES}|model_ema\..*|first_stage_model\.loss\..*|{re.escape(OPEN_CLIP)}"
+    r"(text_projection|logit_scale|attn_mask|text_model\.embeddings\.position_ids)")
+# What other tools leave in a file of either layout, at any depth: CLIP's head and its half for
+# pictures, averages, schedules, markers, a trainer's parts. It is left out, and said so.
+LEFTOVER = re.compile(
+    r"(.*\.)?((model_ema|loss|vision_model|visual|embedding_manager|safety_checker)\..*|"
+    rf"{TABLES}|logvar|(log_)?sigmas|v_pred|ztsnr|global_step|position_ids|logit_scale|"
+    r"text_projection(\.weight)?|visual_projection\.weight)")
 
 UNET = """
 time_embed.0            time_embedding.linear_1
@@ -198,11 +202,6 @@ def _look_up(table: str, key: str) -> tuple[str, str]:
     raise KeyError(key)
 
 
-def no_place(key: str) -> list[Slot]:
-    """A key that no table knows keeps its name, which no module has: it is found unexpected."""
-    return [Slot(key)]
-
-
 def folder_slots(key: str, part: str) -> list[Slot]:
     """Where a key of a folder's file goes; [] if nowhere, and rightly so."""
     for old, new, _ in FOLDER[part]:
@@ -253,18 +252,19 @@ def single_file_slots(key: str, layers: int) -> tuple[str, list[Slot]]:
 
     A key of no part counts as the U-Net's, where it has no place. layers: of the text encoder.
     """
-    if any(key == row or row[-1] == "." and key.startswith(row) for row in IGNORED):
+    if IGNORED.fullmatch(key):
         return "unet", []
     prefix = next((prefix for prefix in PREFIXES if key.startswith(prefix)), None)
     if prefix is None:
-        return "unet", no_place(key)
+        return "unet", [Slot(key)]      # a name that no module has: it is found to be extra
     part, name = PREFIXES[prefix], key.removeprefix(prefix)
     try:
         if part == "unet":
             return part, _unet_slots(name)
         if part == "vae":
             return part, _vae_slots(name)
-        open_clip = prefix == OPEN_CLIP
-        return part, _open_clip_slots(name, layers) if open_clip else folder_slots(name, part)
+        if prefix == OPEN_CLIP:
+            return part, _open_clip_slots(name, layers)
+        return part, folder_slots(name, part)
     except KeyError:        # no row of a table has it
-        return part, no_place(key)
+        return part, [Slot(key)]

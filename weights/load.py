@@ -10,7 +10,7 @@ from functools import cache, partial
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ldm.model import StableDiffusion
 from ldm.schedule import Schedule
@@ -19,6 +19,7 @@ from ldm.unet import UNet
 from ldm.vae import VAE
 from weights.checkpoint import PARTS, Checkpoint, Source, read_checkpoint, weight_file
 from weights.files import open_weights
+from weights.layouts import LEFTOVER
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 TINY = "tiny"       # the word for the embedded checkpoint; a Path("tiny") is a folder of that name
@@ -42,14 +43,22 @@ def fingerprint(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def _fill(module: nn.Module, source: Source, device: str, dtype: torch.dtype) -> None:
-    """Give a meta-device module its tensors: every one once, nothing left, no shape made to fit."""
+def _names(keys: list[str]) -> str:
+    more = f" and {len(keys) - 1} more" if keys[1:] else ""
+    return keys[0].encode("unicode_escape").decode() + more     # one line, whatever the file says
+
+
+def _fill(module: nn.Module, source: Source, device: str, dtype: torch.dtype) -> list[str]:
+    """Give a meta-device module its tensors: every one once, finite, no shape made to fit.
+
+    Returns the remark on what was left out, if anything was.
+    """
     path, expected = source.path, {key: tuple(t.shape) for key, t in module.state_dict().items()}
-    loaded, extra = {}, []
+    loaded, extra, left_out = dict[str, Tensor](), list[str](), list[str]()
     with open_weights(path, device) as file:
         for key, slots in source.slots.items():
             if any(slot.name not in expected for slot in slots):
-                extra.append(key)
+                (left_out if LEFTOVER.fullmatch(key) else extra).append(key)
                 continue
             kind = file.get_slice(key).get_dtype()
             if kind not in FLOATS:
@@ -66,12 +75,15 @@ def _fill(module: nn.Module, source: Source, device: str, dtype: torch.dtype) ->
                     raise ValueError(f"{path}: {key} has two names; expected published weights")
                 loaded[slot.name] = tensor.to(dtype)
     missing = [key for key in expected if key not in loaded]
-    if missing or extra:
+    if missing:
         raise ValueError(
             f"{path}: {len(missing)} tensors missing (first: {missing[:2]}), {len(extra)} "
             f"unexpected (first: {extra[:2]}); expected a whole {type(module).__name__} of "
             f"Stable Diffusion 1.x or 2.x, download the published file")
+    if extra:
+        raise ValueError(f"{path}: extra tensor {_names(extra)}; save the file without it")
     module.load_state_dict(loaded, strict=True, assign=True)
+    return [f"{path}: {_names(left_out)} left out, no weights of its parts"] if left_out else []
 
 
 @torch.no_grad()
@@ -106,21 +118,25 @@ def load(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtyp
     """A diffusers folder, an original single file or TINY -> StableDiffusion on device, in dtype.
 
     prediction_type: "eps", "v", or "auto": scheduler_config.json, else a .yaml beside the single
-    file, else the U-Net's own answer. The remarks of the result say what was decided and by what.
-    Raises FileNotFoundError or ValueError, naming the file, for what is missing, damaged or another
-    model.
+    file or a tensor v_pred in it, else the U-Net's own answer. The remarks of the result say what
+    was decided and by what. Raises FileNotFoundError or ValueError, naming the file, for what is
+    missing, damaged or another model.
     """
     if prediction_type not in ("auto", "eps", "v"):
         raise ValueError(f"prediction_type: found {prediction_type!r}, expected auto, eps or v")
     remarks = [TINY_REMARK] if path == TINY else []
-    source = TINY if path == TINY else str(Path(path).resolve())
-    path, device = _located(path), str(device)
-    found = read_checkpoint(path)
+    located, device = _located(path), str(device)
+    source = TINY if path == TINY else str(located.resolve())
+    found = read_checkpoint(located)
     with torch.device("meta"):
         unet, vae, text = UNet(found.unet), VAE(found.vae), TextEncoder(found.text_encoder)
     for name, module in {"unet": unet, "vae": vae, "text_encoder": text}.items():
-        _fill(module, found.sources[name], device, dtype)
+        remarks += _fill(module, found.sources[name], device, dtype)
     v_prediction, rule = _prediction(prediction_type, found, unet, device, dtype)
+    if found.schedule.zero_snr and not v_prediction:
+        raise ValueError(f"{located}: the noise schedule ends in noise alone (zero terminal SNR), "
+                         f"but the prediction type is eps ({rule}), which says nothing of a "
+                         f"picture there; expected v, give --prediction-type v if it is that")
     if v_prediction:
         unet.config = replace(unet.config, sample_size=found.v_sample_size)
     schedule = Schedule(replace(found.schedule, v_prediction=v_prediction))
