@@ -170,6 +170,21 @@ def test_tensors_that_do_not_match_the_config_are_refused_by_name(folder, name, 
             "shape": "has shape"}[fault] in message
 
 
+@pytest.mark.parametrize("name", [UNET, VAE_FILE, TEXT])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_weights_that_are_not_finite_are_refused_as_such(folder, name, value, dtype):
+    def change(found):
+        key = sorted(found)[len(found) // 2]
+        found = {k: v.to(dtype) for k, v in found.items()}
+        found[key].view(-1)[-1] = value
+        return found
+
+    edit_tensors(folder / name, change)
+    assert refusal(folder).startswith(
+        f"{folder / name}: the checkpoint's weights are not finite (NaN or inf in ")
+
+
 def test_a_shape_is_not_made_to_fit_by_broadcasting_or_reshaping(folder):
     edit_tensors(folder / VAE_FILE, lambda found: {
         **found, "quant_conv.weight": found["quant_conv.weight"].flatten(1)})

@@ -175,7 +175,9 @@ def test_without_a_yaml_the_output_decides(single_files, tmp_path, name, size, v
 
 
 def test_an_output_that_is_not_finite_decides_nothing(single_files, tmp_path):
-    path = altered(single_files["SD 2.1-v"], tmp_path, answering(float("nan")))
+    huge = torch.full_like(load(single_files["SD 2.1-v"]).unet.conv_out.weight, 3e38)
+    path = altered(single_files["SD 2.1-v"], tmp_path, lambda found: {
+        **found, UNET_PREFIX + "out.2.weight": huge})
     assert f"{path}: nothing says whether it predicts eps or v" in refusal(path)
     assert load(path, prediction_type="v").schedule.config.v_prediction
 

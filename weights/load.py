@@ -74,6 +74,10 @@ def _fill(module: nn.Module, source: Source, device: str, dtype: torch.dtype) ->
                 if slot.name in loaded:
                     raise ValueError(f"{path}: {key} has two names; expected published weights")
                 loaded[slot.name] = tensor.to(dtype)
+            # The two ends: as fast as memory is read, without a copy, which isfinite() makes.
+            if not torch.stack(whole.aminmax()).isfinite().all():
+                raise ValueError(f"{path}: the checkpoint's weights are not finite (NaN or inf in "
+                                 f"{key}); download it again, or use another one")
     missing = [key for key in expected if key not in loaded]
     if missing:
         raise ValueError(
