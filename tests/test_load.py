@@ -2,10 +2,11 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -77,9 +78,19 @@ def test_full_size_config_files_give_the_published_sizes(full_size, tmp_path):
     assert text_config(tmp_path / "config.json") == TextConfig()
 
 
-def test_an_attention_head_dim_of_the_config_counts_heads_on_every_level(folder):
-    edit_json(folder / "unet/config.json", attention_head_dim=[2, 8, 16])
-    assert load(folder).unet.config.heads == (2, 8, 16)
+@pytest.mark.parametrize("changes", [
+    {"attention_head_dim": [2, 8, 16]}, {"upcast_attention": None, "use_linear_projection": None},
+    {"only_cross_attention": [False] * 3, "transformer_layers_per_block": [1, 1, 1]},
+    {"layers_per_block": [1] * 3, "cross_attention_dim": [32] * 3, "sample_size": [16, 16]},
+    {"mid_block_only_cross_attention": False, "attention_type": None, "center_input_sample": None},
+    {"attention_head_dim": None, "num_attention_heads": None, "class_embeddings_concat": None}])
+def test_a_config_means_what_it_means_in_diffusers(folder, checkpoint, changes):
+    """Nulls, and lists of one repeated value; an attention_head_dim counts heads on every level."""
+    edit_json(folder / "unet/config.json", **changes)
+    heads = changes.get("attention_head_dim", [4, 4, 4]) or [8, 8, 8]
+    assert load(folder).unet.config == replace(load(checkpoint).unet.config, heads=tuple(heads))
+    if heads == [8, 8, 8]:      # where diffusers 0.42 fails, and its own default is meant
+        edit_json(folder / "unet/config.json", attention_head_dim=8)
     reference = UNet2DConditionModel.from_pretrained(folder / "unet").eval()
     torch.manual_seed(0)
     x_t, t, context = torch.randn(1, 4, 8, 8), torch.tensor([501]), torch.randn(1, 7, 32)
@@ -96,15 +107,35 @@ def test_the_scaling_factor_and_the_betas_come_from_their_files(folder):
     assert float(sd.schedule.alphas_cumprod[0]) == pytest.approx(0.999)
 
 
-def test_keys_that_old_files_lack_take_their_published_values(folder):
-    for name, keys in (("vae/config.json", ["scaling_factor"]),
-                       ("unet/config.json", ["attention_head_dim", "upcast_attention"]),
+def test_trained_betas_and_a_zero_terminal_snr_load_where_they_are_the_schedules_own(folder, sd):
+    reference = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
+                              rescale_betas_zero_snr=True)
+    betas = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").betas
+    scheduler = folder / "scheduler/scheduler_config.json"
+    edit_json(scheduler, trained_betas=betas.tolist())
+    assert load(folder).schedule.config == sd.schedule.config
+    edit_json(scheduler, rescale_betas_zero_snr=True, prediction_type="v_prediction")
+    torch.testing.assert_close(load(folder).schedule.alphas_cumprod, reference.alphas_cumprod,
+                               rtol=1e-3, atol=1e-9)
+
+
+@pytest.mark.parametrize("null", [False, True])
+def test_keys_that_files_lack_or_have_as_null_take_their_published_values(folder, null):
+    for name, keys in (("vae/config.json", ["scaling_factor", "act_fn", "norm_num_groups"]),
+                       ("unet/config.json", ["attention_head_dim", "upcast_attention", "norm_eps",
+                                             "in_channels", "sample_size"]),
                        ("scheduler/scheduler_config.json",
-                        ["prediction_type", "beta_start", "beta_end", "num_train_timesteps"])):
+                        ["prediction_type", "beta_start", "beta_end", "num_train_timesteps",
+                         "beta_schedule", "trained_betas", "rescale_betas_zero_snr"])):
         found = json.loads((folder / name).read_text())
-        (folder / name).write_text(json.dumps({k: v for k, v in found.items() if k not in keys}))
+        kept = {k: v for k, v in found.items() if k not in keys}
+        (folder / name).write_text(json.dumps({**kept, **(dict.fromkeys(keys) if null else {})}))
+    edit_json(folder / "vae/config.json", norm_num_groups=8)    # the small model's, not 32
     sd = load(folder)
     assert sd.vae.config.scaling_factor == 0.18215 and sd.unet.config.heads == (8, 8, 8)
+    assert sd.unet.config.sample_size == 64
+    assert "states no beta_schedule; the published one is taken" in sd.remarks[0]
+    assert sd.remarks[1].endswith("scheduler_config.json states none, diffusers' default")
     config = schedule_config(folder / "scheduler/scheduler_config.json")
     assert (config.train_timesteps, config.beta_start, config.beta_end) == (1000, 0.00085, 0.012)
 

@@ -227,6 +227,14 @@ def test_a_json_file_that_holds_no_object_is_refused_by_name(folder, name, text)
     ("unet/config.json", "attention_head_dim", 5),
     ("unet/config.json", "attention_head_dim", [4, 4]),
     ("unet/config.json", "cross_attention_dim", None),
+    ("unet/config.json", "cross_attention_dim", [32, 16, 32]),
+    ("unet/config.json", "layers_per_block", [1, 2, 1]),
+    ("unet/config.json", "sample_size", [16, 24]),
+    ("unet/config.json", "only_cross_attention", [True, False, False]),
+    ("unet/config.json", "mid_block_type", None),       # no middle block
+    ("unet/config.json", "flip_sin_to_cos", None),
+    ("vae/config.json", "use_quant_conv", None),
+    ("vae/config.json", "_class_name", "AutoencoderTiny"),
     ("vae/config.json", "latent_channels", 16),
     ("vae/config.json", "scaling_factor", 0),
     ("vae/config.json", "norm_num_groups", 5),
@@ -237,14 +245,28 @@ def test_a_json_file_that_holds_no_object_is_refused_by_name(folder, name, text)
     ("text_encoder/config.json", "num_attention_heads", 5),
     ("text_encoder/config.json", "hidden_size", "32"),
     ("scheduler/scheduler_config.json", "prediction_type", "sample"),
-    ("scheduler/scheduler_config.json", "beta_schedule", "linear"),
     ("scheduler/scheduler_config.json", "rescale_betas_zero_snr", True),
+    ("scheduler/scheduler_config.json", "rescale_betas_zero_snr", "yes"),
     ("scheduler/scheduler_config.json", "beta_end", 0.0001),
-    ("scheduler/scheduler_config.json", "num_train_timesteps", 1),
 ])
 def test_a_config_of_another_model_is_refused_by_file(folder, name, key, value):
     edit_json(folder / name, **{key: value})
     assert str(folder / name) in refusal(folder)
+
+
+@pytest.mark.parametrize("key, value, shown", [
+    ("beta_schedule", "linear", "'linear'"), ("beta_schedule", "squaredcos_cap_v2", "'squared"),
+    ("trained_betas", [0.02] * 1000, "[0.02, 0.02, 0.02, 0.02, 0.02, 0.02, ...]"),
+    ("trained_betas", [0.00085], "[0.00085]"), ("trained_betas", 0.5, "0.5"),
+    *(("num_train_timesteps", n, str(n)) for n in (1, 10, 500, 2000))])
+def test_a_noise_schedule_that_is_not_supported_is_named_by_key_and_value(
+        folder, key, value, shown):
+    path = folder / "scheduler/scheduler_config.json"
+    edit_json(path, **{key: value})
+    message = refusal(folder)
+    assert message.startswith(f"{path}: {key} is {shown}") and len(message) < 400
+    assert message.endswith("; use a checkpoint of the published noise schedule, and its "
+                            "scheduler_config.json")
 
 
 @pytest.mark.parametrize(

@@ -116,8 +116,11 @@ def read_folder(folder: Path) -> Checkpoint:
         with open_weights(path, "cpu") as file:
             found = {key: layouts.folder_slots(key, part) for key in file.keys()}
         sources[part] = Source(path, {key: slots for key, slots in found.items() if slots})
-    stated = "prediction_type" in configs.read_json(scheduler)
-    prediction = str(scheduler) + ("" if stated else " states none, diffusers' default")
+    stated = configs.read_json(scheduler)
+    if stated.get("beta_schedule") is None:     # diffusers would take betas that no SD has
+        remarks.append(f"{scheduler}: states no beta_schedule; the published one is taken")
+    none = stated.get("prediction_type") is None
+    prediction = str(scheduler) + (" states none, diffusers' default" if none else "")
     return Checkpoint(unet, vae, text, schedule, folder_tokenizer(folder / "tokenizer", text),
                       sources, unet.sample_size, prediction, remarks)
 
