@@ -15,7 +15,7 @@ from ldm.config import TextConfig, UNetConfig, VAEConfig
 from ldm.text_encoder import TextEncoder
 from ldm.unet import UNet
 from ldm.vae import VAE
-from models_on_disk import TEXT, UNET, VAE_FILE, edit_json, edit_tensors
+from models_on_disk import TEXT, UNET, VAE_FILE, edit_json, edit_tensors, refusal
 from weights import fingerprint, load
 from weights.configs import schedule_config, text_config, unet_config, vae_config
 
@@ -188,10 +188,34 @@ def test_half_precision_files_load_as_float32_where_there_is_no_plain_one(folder
             assert torch.equal(tensor, halves[name][key].float())
 
 
-def test_the_plain_file_wins_over_the_half_precision_one(folder, sd):
+def test_the_plain_file_wins_over_the_half_precision_one_and_that_over_others(folder, sd):
     zeros = {key: 0 * tensor.half() for key, tensor in load_file(folder / UNET).items()}
     save_file(zeros, folder / "unet/diffusion_pytorch_model.fp16.safetensors")
     assert torch.equal(load(folder).unet.conv_in.weight, sd.unet.conv_in.weight)
+    shutil.copy(folder / UNET, folder / "unet/diffusion_pytorch_model.bf16.safetensors")
+    (folder / UNET).rename(folder / "unet/diffusion_pytorch_model.non_ema.safetensors")
+    assert not load(folder).unet.conv_in.weight.any()
+    (folder / "unet/diffusion_pytorch_model.fp16.safetensors").unlink()
+    said = "only config.json, diffusion_pytorch_model.bf16.safetensors, diffusion_pytorch_model.n"
+    assert f"{folder / UNET}: not found, {said}" in refusal(folder, FileNotFoundError)
+
+
+@pytest.mark.parametrize("variant", ["bf16", "non_ema", "fp32"])
+def test_the_only_variant_of_a_part_is_taken_and_named(folder, sd, variant):
+    path = (folder / VAE_FILE).rename(folder / VAE_FILE.replace(".safe", f".{variant}.safe"))
+    found = load(folder)
+    assert torch.equal(found.vae.quant_conv.weight, sd.vae.quant_conv.weight)
+    said = f"{path}: taken, because there is no diffusion_pytorch_model.safetensors"
+    assert found.remarks == (said, *sd.remarks[:-1], found.remarks[-1])
+
+
+@pytest.mark.parametrize("name", ["text_projection.weight", "logit_scale", "v_pred",
+                                  "vision_model.embeddings.class_embedding"])
+def test_what_other_tools_leave_in_a_folders_file_is_left_out_and_named(folder, sd, name):
+    edit_tensors(folder / TEXT, lambda found: {**found, name: torch.tensor([])})
+    found = load(folder)
+    assert found.remarks[0] == f"{folder / TEXT}: {name} left out, no weights of its parts"
+    assert torch.equal(found.context("crack"), sd.context("crack"))
 
 
 def test_a_tokenizer_saved_again_by_transformers_5_loads(folder, sd):

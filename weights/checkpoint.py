@@ -13,8 +13,7 @@ from pathlib import Path
 
 from ldm.config import SD2_TEXT, SD2_UNET, ScheduleConfig, TextConfig, UNetConfig, VAEConfig
 from ldm.tokenizer import Tokenizer
-from weights import configs, layouts
-from weights.files import PICKLES, open_weights, pickle_refusal, refuse_foreign, refuse_pointer
+from weights import configs, files, layouts
 from weights.layouts import Slot
 from weights.tokenizers import folder_tokenizer, published_tokenizer
 
@@ -60,10 +59,10 @@ def _no_weights(folder: Path, part: str) -> str:
     """What to say of a part without a .safetensors file: what lies there instead."""
     expected = folder / part / f"{PARTS[part]}.safetensors"
     found = sorted((folder / part).iterdir()) if (folder / part).is_dir() else []
-    pickles = [path for path in found if path.suffix in PICKLES]
+    pickles = [path for path in found if path.suffix in files.PICKLES]
     if pickles:
         half = ".fp16" if ".fp16." in pickles[0].name else ""
-        return pickle_refusal(pickles[0], expected.with_suffix(f"{half}.safetensors"))
+        return files.pickle_refusal(pickles[0], expected.with_suffix(f"{half}.safetensors"))
     if any(".safetensors.index." in path.name for path in found):
         return (f"{expected}: not found, the weights are in shards; save the model again with "
                 f"diffusers' save_pretrained(..., max_shard_size='20GB')")
@@ -72,9 +71,13 @@ def _no_weights(folder: Path, part: str) -> str:
 
 
 def weight_file(folder: Path, part: str) -> Path:
-    """The part's .safetensors file, the .fp16. one if there is no plain one."""
-    for suffix in (".safetensors", ".fp16.safetensors"):
-        path = folder / part / (PARTS[part] + suffix)
+    """The part's .safetensors file; without, the .fp16. one or the only one of another variant."""
+    plain = folder / part / f"{PARTS[part]}.safetensors"
+    variants = [path for path in plain.parent.glob(f"{PARTS[part]}.*.safetensors")
+                if "-of-" not in path.name]     # those are shards
+    half = plain.with_suffix(".fp16.safetensors")
+    for path in (plain, half, *(variants if len(variants) == 1 else ())):
+        files.refuse_dangling(path)
         if path.is_file():
             return path
     raise FileNotFoundError(_no_weights(folder, part))
@@ -91,8 +94,13 @@ def check_folder(folder: Path) -> None:
     if (folder.parent / "unet").is_dir():
         raise ValueError(
             f"{folder}: is one part of a model; give the folder that holds it, {folder.parent}")
-    files = (path for path in folder.iterdir() if path.suffix in (".safetensors", *PICKLES))
-    if (first := min(files, default=None)) is not None:
+    there = sorted(folder.iterdir())
+    inside = [path for path in there if (path / "unet").is_dir() or (path / "snapshots").is_dir()]
+    if inside:
+        raise ValueError(f"{folder}: holds no unet folder but models; give one: "
+                         f"{' or '.join(map(str, inside[:4]))}")
+    first = next((path for path in there if path.suffix in (".safetensors", *files.PICKLES)), None)
+    if first is not None:
         raise ValueError(f"{folder}: holds no unet folder but {first.name}; give that file itself")
     raise FileNotFoundError(f"{folder}: holds no unet folder; {EXPECTED}")
 
@@ -111,9 +119,9 @@ def read_folder(folder: Path) -> Checkpoint:
     sources, remarks = {}, []
     for part in PARTS:
         path = weight_file(folder, part)
-        if ".fp16." in path.name:
-            remarks.append(f"{path}: half precision, because there is no {PARTS[part]}.safetensors")
-        with open_weights(path, "cpu") as file:
+        if path.name != f"{PARTS[part]}.safetensors":
+            remarks.append(f"{path}: taken, because there is no {PARTS[part]}.safetensors")
+        with files.open_weights(path, "cpu") as file:
             found = {key: layouts.folder_slots(key, part) for key in file.keys()}
         sources[part] = Source(path, {key: slots for key, slots in found.items() if slots})
     stated = configs.read_json(scheduler)
@@ -130,7 +138,7 @@ def _sibling_yaml(path: Path) -> tuple[bool, str] | None:
     for yaml in (path.with_suffix(".yaml"), path.with_suffix(".yml")):
         if yaml.is_file():
             text = yaml.read_text(encoding="utf-8", errors="replace")
-            refuse_pointer(yaml, text)
+            files.refuse_pointer(yaml, text)
             found = re.search(r"(?:^|[{,])\s*parameterization:\s*[\"']?(\w+)", text, re.MULTILINE)
             kind = found[1] if found else "eps"     # latent-diffusion's default
             if kind not in ("eps", "v"):
@@ -141,15 +149,15 @@ def _sibling_yaml(path: Path) -> tuple[bool, str] | None:
 
 def read_single_file(path: Path) -> Checkpoint:
     """The original single file: sizes from its family, names by the tables of layouts."""
-    with open_weights(path, "cpu") as file:
+    with files.open_weights(path, "cpu") as file:
         keys = list(file.keys())
-        refuse_foreign(path, keys)
+        files.refuse_foreign(path, keys)
         shapes = {k: file.get_slice(k).get_shape() for k in (INPUT_KEY, WIDTH_KEY) if k in keys}
-    channels, width = shapes.get(INPUT_KEY, [0, 4])[1:2], shapes.get(WIDTH_KEY, [0])[-1:]
+    channels, width = shapes.get(INPUT_KEY, [0, 4])[1:2], shapes.get(WIDTH_KEY, [])[-1:]
     configs.check_in_channels(channels[0] if channels else 0, f"{path}")
     if not width or width[0] not in FAMILIES:
-        raise ValueError(f"{path}: the U-Net reads a context of width {width}; expected "
-                         f"{list(FAMILIES)}, Stable Diffusion 1.x or 2.x")
+        raise ValueError(f"{path}: the U-Net reads a context of width {width or 'unknown'} (shape "
+                         f"of {WIDTH_KEY}); expected {list(FAMILIES)}, Stable Diffusion 1.x or 2.x")
     unet, vae, text, v_sample_size = FAMILIES[width[0]]
     slots: dict[str, dict[str, list[Slot]]] = {part: {} for part in PARTS}
     for key in keys:
@@ -173,8 +181,36 @@ def read_single_file(path: Path) -> Checkpoint:
                       v_sample_size, prediction, remarks)
 
 
+def locate(path: Path) -> Path:
+    """What to open: the snapshot of the hub's models--x--y, the folder of a model_index.json.
+
+    Raises ValueError if it is one of several snapshots, and nothing says which.
+    """
+    if path.name == "model_index.json":
+        return path.parent
+    top = path.parent if path.name == "snapshots" else path
+    if (path / "unet").is_dir() or not (top / "snapshots").is_dir():
+        return path
+    snapshots = sorted(each for each in (top / "snapshots").iterdir() if each.is_dir())
+    main = top / "refs" / "main"
+    named = main.read_text(errors="replace").strip() if main.is_file() else None
+    found = [each for each in snapshots if each.name == named] or snapshots
+    if len(found) != 1:
+        give = "give " + " or ".join(map(str, found[:4])) if found else "download the model again"
+        raise ValueError(f"{path}: holds {len(found)} snapshots, expected one; {give}")
+    return found[0]
+
+
 def read_checkpoint(path: Path) -> Checkpoint:
     """A diffusers folder or an original single file, whichever the path is."""
+    files.refuse_dangling(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder; {EXPECTED}")
-    return read_single_file(path) if path.is_file() else read_folder(path)
+    if path.is_dir():
+        return read_folder(path)
+    if path.suffix in (".json", ".txt", ".yaml", ".yml", ".md"):
+        models = [path.with_suffix(".safetensors"), *path.absolute().parents[:2]]
+        model = next((each for each in models if each.is_file() or (each / "unet").is_dir()), None)
+        give = f"give {model}" if model else files.ALL_THREE
+        raise ValueError(f"{path}: is a text file and holds no weights; {give}")
+    return read_single_file(path)

@@ -11,7 +11,7 @@ from reprlib import repr as short
 from typing import Any, TypeVar
 
 from ldm.config import ScheduleConfig, TextConfig, UNetConfig, VAEConfig
-from weights.files import refuse_pointer
+from weights.files import refuse_dangling, refuse_pointer
 
 Sizes = TypeVar("Sizes", UNetConfig, VAEConfig, TextConfig)
 # A text-to-image U-Net reads 4 channels; the others are told apart by this number alone.
@@ -52,6 +52,7 @@ SCHEDULES = "use a checkpoint of the published noise schedule, and its scheduler
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; raises FileNotFoundError, or ValueError naming the file and the place."""
+    refuse_dangling(path)
     try:
         content = path.read_bytes()
     except FileNotFoundError:

@@ -63,6 +63,13 @@ def refuse_pointer(path: Path, start: str) -> None:
                          f"file itself; run git lfs pull there, or download it again")
 
 
+def refuse_dangling(path: Path) -> None:
+    """Raise FileNotFoundError for a link to nothing: the hub's cache after a broken download."""
+    if path.is_symlink() and not path.exists():
+        raise FileNotFoundError(
+            f"{path}: is a link to {path.readlink()}, which is not there; download it again")
+
+
 def refuse_other_formats(path: Path) -> None:
     """Raise ValueError for what its first bytes or its size show to be no safetensors file."""
     size = path.stat().st_size

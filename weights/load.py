@@ -17,7 +17,7 @@ from ldm.schedule import Schedule
 from ldm.text_encoder import TextEncoder
 from ldm.unet import UNet
 from ldm.vae import VAE
-from weights.checkpoint import PARTS, Checkpoint, Source, read_checkpoint, weight_file
+from weights.checkpoint import PARTS, Checkpoint, Source, locate, read_checkpoint, weight_file
 from weights.files import open_weights
 from weights.layouts import LEFTOVER
 
@@ -28,7 +28,7 @@ TINY_REMARK = ("tiny: the checkpoint that comes with the project; it has only se
 
 
 def _located(path: str | Path) -> Path:
-    return Path(__file__).parent / TINY if path == TINY else Path(path)
+    return Path(__file__).parent / TINY if path == TINY else locate(Path(path))
 
 
 def fingerprint(path: str | Path) -> str:

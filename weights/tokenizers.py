@@ -5,13 +5,14 @@ from pathlib import Path
 from ldm.config import TextConfig
 from ldm.tokenizer import Tokenizer, vocabulary
 from weights.configs import read_json
-from weights.files import refuse_pointer
+from weights.files import refuse_dangling, refuse_pointer
 
 PUBLISHED = Path(__file__).parent / "clip_bpe" / "merges.txt"
 
 
 def read_merges(path: Path) -> list[str]:
     """The lines of a merges.txt without its version; FileNotFoundError if there is none."""
+    refuse_dangling(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not found beside vocab.json; copy it from the model")
     text = path.read_text(encoding="utf-8", errors="replace")
@@ -37,6 +38,7 @@ def folder_tokenizer(folder: Path, config: TextConfig) -> Tokenizer:
                 f"{folder}: not found, and the text encoder's {config.vocab_size} tokens are "
                 f"not CLIP's {tokenizer.end_id + 1}; copy the folder from the model")
         return tokenizer
+    refuse_dangling(folder / "vocab.json")
     if not (folder / "vocab.json").is_file():
         model = read_json(folder / "tokenizer.json").get("model")
         model = model if isinstance(model, dict) else {}
