@@ -4,6 +4,7 @@ DEFECT_CASES: the folder that holds checkpoints/; by default shared/cases beside
 """
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -61,11 +62,16 @@ SINGLE_FILES = {
 }
 
 
-def said(script, *arguments):
-    """What a script of the cases prints."""
+def ended(script, *arguments):
+    """The process of a script of the cases, at its end."""
     paths = os.pathsep.join([".", "tools", "tests", str(CASES)])
-    done = subprocess.run([sys.executable, CASES / f"{script}.py", *arguments], cwd=ROOT, text=True,
+    return subprocess.run([sys.executable, CASES / f"{script}.py", *arguments], cwd=ROOT, text=True,
                           capture_output=True, env={**os.environ, "PYTHONPATH": paths})
+
+
+def said(script, *arguments):
+    """What it prints, if it ends well."""
+    done = ended(script, *arguments)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
@@ -77,6 +83,16 @@ def said(script, *arguments):
 def test_a_case_ends_right(script, right):
     printed = said(script)
     assert right in printed and "FAULT" not in printed
+
+
+@pytest.mark.parametrize("script, right", [
+    ("stale_state", r"\n2 \['train_embed.py: .*/again/state/.*: was there before and is never"),
+    ("changed_picture", r"\n2 \['train_embed.py: .*/img/0.png: another picture than the one"),
+    ("foreign_embedding", r"\nsample 2 .*: learned on another.*\nsample 2 .*: learned on another")])
+def test_a_case_of_a_run_is_refused(script, right):
+    """stale_state looks for results afterwards, and fails: there are none."""
+    printed = ended(script).stdout
+    assert re.search(right, printed), printed
 
 
 def outcome(path):
