@@ -8,7 +8,7 @@ from zlib import crc32
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFont
 from safetensors import safe_open
 
 from anomaly.crop import Crop, defect_crop
@@ -31,6 +31,7 @@ from anomaly.pairs.placement import Normal, find_normals, fits, learned_patch, m
 from anomaly.pairs.plan import Plan, Target, draw_plan
 from anomaly.runs import run_folder as runs
 from anomaly.runs import run_state
+from anomaly.runs.sheets import in_font
 
 
 def mask_of(height, width, top, left, h, w):
@@ -189,6 +190,12 @@ def test_a_torn_last_line_is_dropped(tmp_path):
     assert read_rows(path, ["a", "b"]) == [{"a": "1", "b": "2"}, {"a": "3", "b": "4"}]
 
 
+def test_names_with_line_ends_stay_one_row(tmp_path):
+    rows = [{"a": f"x{end}y", "b": "1"} for end in ("\n", "\r\n", "\x0b", "\x85", "\u2028")]
+    write_rows(tmp_path / "x.csv", ["a", "b"], rows)
+    assert read_rows(tmp_path / "x.csv", ["a", "b"]) == rows
+
+
 def write(folder, defect, k, normal):
     target = Target(Normal(normal, 20, 30), mask_of(20, 30, 4, 5, 6, 7), "m.png")
     image = Photograph(np.full((20, 30), k, np.uint8), 255)
@@ -245,6 +252,13 @@ def test_a_folder_of_version_0_1_goes_on_under_the_new_words_for_its_formulas(tm
     config = {"reweight": "paper", "version": "0.2.0"}
     (tmp_path / "_meta/config.json").write_text(json.dumps(config))
     PairFolder(tmp_path, {"reweight": "paper"})
+
+
+def test_a_sheet_shows_names_that_its_font_lacks_as_escapes():
+    assert in_font("瓷砖 größe") == "\\u74f7\\u7816 gro\\xdfe"
+    font = ImageFont.load_default()
+    missing = bytes(font.getmask("\uffff"))
+    assert all(bytes(font.getmask(letter)) != missing for letter in map(chr, range(33, 127)))
 
 
 # runs

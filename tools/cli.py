@@ -136,7 +136,7 @@ def run_tool(name: str, main: Callable[[], None]) -> int:
         if isinstance(err, OSError) and err.filename is not None:       # the system's own words
             err = ValueError(f"{err.filename}: {str(err.strerror).lower()}; check the path, and "
                              f"that it may be read, or written to if it is the --out")
-        print(shown(f"{name}: {err}"), file=sys.stderr)
+        print(shown(f"{name}: {err}").replace("\n", "\\n"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         again = " (with --resume, once it has learned something)" if "train_embed" in name else ""

@@ -46,7 +46,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
          help="a defect-free photograph or a folder of them (default: train/good of the data)")
     what("--masks", type=cli.path_or(*MASKS), default="learned", metavar="KIND",
          help="learned (default): drawn by the mask model; train: the training masks, moved; "
-              "or the path of a mask file or folder, used as it lies")
+              "or the path of a mask file or folder, each for the photograph of its name, else "
+              "for those of its size")
     how = parser.add_argument_group("how").add_argument
     how("--steps", type=cli.at_least(1, 500), default=STEPS, metavar="N",
         help=f"DDIM steps (default: {STEPS})")

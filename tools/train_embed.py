@@ -37,7 +37,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
               f"{DEMO} (default): drawn photographs")
     what("--images", type=Path, metavar="DIR",
          help="folder of defect photographs, instead of --data")
-    what("--masks", type=Path, metavar="DIR", help="folder of their masks, of the same names")
+    what("--masks", type=Path, metavar="DIR",
+         help="folder of their masks, of the same names; may be the same folder")
     what("--name", metavar="OBJ/DEFECT", help="what --images shows, such as screw/scratch")
     what("--split", choices=["third", "all"],
          help="third: learn from the first third of each defect by name (default with --data); "

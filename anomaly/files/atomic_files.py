@@ -109,5 +109,5 @@ def read_rows(path: Path, columns: list[str]) -> list[dict[str, str]]:
     with open(path, newline="", encoding="utf-8") as file:
         text = file.read()
     whole = text[:text.rfind("\n") + 1]
-    return [row for row in csv.DictReader(whole.splitlines()) if set(row) == set(columns)
-            and None not in row.values()]
+    rows = csv.DictReader(io.StringIO(whole, newline=""))
+    return [row for row in rows if set(row) == set(columns) and None not in row.values()]

@@ -1,5 +1,7 @@
 """Labelled rows of pictures to judge by: the preview of a run, the contact sheet of pairs."""
 
+import unicodedata
+
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
@@ -16,8 +18,10 @@ def to_pixels(image: Tensor, grey: bool = False) -> np.ndarray:
 
 
 def in_font(text: str) -> str:
-    r"""The text with what Pillow's font lacks, all but Latin letters, as escapes such as \u5212."""
-    return text.encode("latin-1", "backslashreplace").decode("latin-1")
+    r"""The text in ASCII, which Pillow's font has: accents dropped, other letters as \u5212."""
+    bases = (unicodedata.normalize("NFKD", letter)[0] for letter in text)
+    plain = (base if base.isascii() else letter for base, letter in zip(bases, text))
+    return "".join(plain).encode("ascii", "backslashreplace").decode()
 
 
 def sheet(rows: list[tuple[str, list[np.ndarray]]]) -> np.ndarray:
