@@ -8,7 +8,6 @@ And a plain pair of folders, images and masks of the same names, or one folder w
 are paired and what a mask file means is in anomaly/files.
 """
 
-import filecmp
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from anomaly.files.folders import image_files
-from anomaly.files.mask_reading import read_mask
+from anomaly.files.mask_reading import read_mask, shows
 from anomaly.files.names import hidden, normal_form, slug, text_of, whole
 from anomaly.files.pairing import mask_files_in, masks_of
 from anomaly.files.photographs import read_photograph
@@ -115,6 +114,9 @@ def check_names(defects: list[Defect]) -> None:
     for defect in defects:
         if defect.name.lower() == "good":
             raise ValueError(f"{defect.key}: good is the name of what has no defect; rename it")
+        if slug(defect.object) == "_meta":
+            raise ValueError(f"{defect.key}: _meta is the name of what belongs to no pair; rename "
+                             f"the object")
         if len(os.fsencode(defect.stem)) > LONGEST:
             raise ValueError(f"{defect.key}: the name is too long for a file; shorten it")
         for name in {defect.stem, f"{slug(defect.object)}/{slug(defect.name)}"}:
@@ -165,13 +167,15 @@ def read_example_mask(example: Example) -> np.ndarray:
 
 def read_example(example: Example) -> tuple[np.ndarray, np.ndarray]:
     """Photograph, as the models see it, and mask, of the same size; ValueError otherwise."""
+    photograph = read_photograph(example.image)
     for path in example.masks:
-        if path.exists() and example.image.exists() and filecmp.cmp(path, example.image, False):
-            raise ValueError(f"{path}: is the photograph itself, not its mask; expected white on "
-                             f"the defect and black elsewhere")
-    photograph, mask = read_photograph(example.image), read_example_mask(example)
+        if shows(path, photograph):
+            raise ValueError(f"{path}: shows the photograph itself, not its mask; expected white "
+                             f"on the defect and black elsewhere")
+    mask = read_example_mask(example)
     if photograph.shape[:2] != mask.shape:
         raise ValueError(
             f"{example.masks[0]}: {mask.shape[1]}x{mask.shape[0]} pixels, but {example.image.name} "
-            f"has {photograph.shape[1]}x{photograph.shape[0]}; expected the same size")
+            f"has {photograph.shape[1]}x{photograph.shape[0]}; expected the same size; resize it "
+            f"without smoothing")
     return photograph, mask

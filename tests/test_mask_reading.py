@@ -12,6 +12,7 @@ BLOB = np.zeros((60, 80), bool)
 BLOB[20:45, 30:62] = True
 PART = np.zeros((60, 80), bool)     # a second part of the defect, apart from the first
 PART[4:14, 5:20] = True
+NOISE = np.random.default_rng(1).integers(0, 16, (60, 80), dtype=np.uint8)
 PHOTOGRAPH = np.random.default_rng(0).normal(120, 40, (60, 80)).clip(0, 255).astype(np.uint8)
 
 
@@ -137,8 +138,16 @@ def test_soft_edges_are_cut_at_half(tmp_path, ending, options):
         assert (mask != BLOB).sum() <= 0.04 * BLOB.sum()
 
 
-def test_thin_lines_of_a_lighter_part_keep_their_edges_soft(tmp_path):
-    """Greys of an edge make no area: they are no part of their own."""
+@pytest.mark.parametrize("dark, light, kind", [
+    (85, 255, np.uint8), (100, 255, np.uint8), (40, 80, np.uint8), (1000, 3000, np.uint16)])
+def test_a_thin_part_of_its_own_grey_is_kept(tmp_path, dark, light, kind):
+    values = levels(0, light, kind)
+    values[5:7, 10:70] = dark
+    assert np.array_equal(read_mask(save(tmp_path / "m.png", values)), values > 0)
+
+
+def test_thin_lines_beside_a_lighter_part_are_its_soft_edge(tmp_path):
+    """The greys of an edge have lighter pixels beside them: they are no part of their own."""
     values = levels(0, 255)
     values[19, 30:62] = values[45, 30:62] = 100
     assert np.array_equal(read_mask(save(tmp_path / "m.png", values)), BLOB)
@@ -154,8 +163,10 @@ def test_thin_lines_of_a_lighter_part_keep_their_edges_soft(tmp_path):
     (colours(0, 255, alpha=(BLOB | PART) * 255), "by its colours, .* by its alpha"),
     (np.zeros((60, 80), np.uint8), "no defect in it, every pixel is background"),
     (colours(0, 0), "no defect in it"),
-    (PHOTOGRAPH, "mid-greys on .* of the pixels: a photograph"),
-    (np.dstack([PHOTOGRAPH, PHOTOGRAPH // 2, 255 - PHOTOGRAPH]), "mid-greys"),
+    (PHOTOGRAPH, "the commonest on 1% of the pixels, .*: a photograph"),
+    (np.dstack([PHOTOGRAPH, PHOTOGRAPH // 2, 255 - PHOTOGRAPH]), "a photograph"),
+    (np.where(BLOB, 20, 200).astype(np.uint8) + NOISE, "a photograph"),     # on an even ground
+    (np.where(PART, 90 + NOISE, 255).astype(np.uint8), "9.% of them above"),        # on white
     (np.where(BLOB, np.nan, 0).astype(np.float32), "not finite")])
 def test_what_contradicts_itself_is_refused_with_its_values(tmp_path, picture, words):
     path = save(tmp_path / ("m.tif" if getattr(picture, "dtype", 0) == np.float32 else "m.png"),
@@ -177,6 +188,15 @@ def test_what_is_full_or_nearly_so_gets_a_remark(tmp_path, caplog, value, said):
     with caplog.at_level(logging.INFO, "anomaly"):
         mask = read_mask(save(tmp_path / "m.png", values))
     assert mask.mean() > 0.9 and f"{said} of the photograph is marked" in caplog.text
+
+
+def test_lossless_webp_and_a_transparent_255_hold_numbers(tmp_path):
+    values = levels(0, 2, part=1)
+    path = save(tmp_path / "m.webp", Image.fromarray(values).convert("RGB"), lossless=True)
+    assert np.array_equal(read_mask(path), BLOB | PART)
+    gif = palette(*[(0, 0, 0)] + [(200, 0, 0)] * 255, values=levels(255, 2, part=1))
+    path = save(tmp_path / "m.png", gif, transparency=255)
+    assert np.array_equal(read_mask(path), BLOB | PART)
 
 
 def test_one_pixel_is_a_defect_and_needs_no_remark(tmp_path, caplog):

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from anomaly.files import holding
 from anomaly.files.atomic_files import read_rows
 from anomaly.files.holding import held
+from anomaly.files.photographs import _largest
 from anomaly.pairs.pair_folder import COLUMNS, PairFolder
 from commands import call, start
 
@@ -57,9 +58,8 @@ def run(photographs, checkpoint):
 
 
 def everything(folder):
-    """path -> bytes of every file but the locks."""
-    return {path: path.read_bytes() for path in folder.rglob("*")
-            if path.is_file() and path.name != holding.LOCK}
+    """path -> bytes of every file."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def refused(capsys, code, *words):
@@ -71,7 +71,7 @@ def refused(capsys, code, *words):
 
 @pytest.mark.parametrize("file", [
     "tile/test/blowhole/00000.png", "tile/ground_truth/blowhole/00001_mask.png", "notes.txt",
-    "photos/a.jpg", "_meta/manifest.csv", "_meta/mine.txt"])
+    "photos/a.jpg", "_meta/manifest.csv", "_meta/mine.txt", "_meta/.lock"])
 def test_a_folder_with_files_of_the_users_is_refused_and_stays(run, capsys, file):
     path = run / "out" / file
     path.parent.mkdir(parents=True)
@@ -89,6 +89,7 @@ def test_a_pair_that_no_row_knows_is_never_overwritten(run, capsys, file):
     path.write_bytes(b"mine")
     before = everything(run / "out")
     refused(capsys, sample(run, "--n", 4), str(path), "no row of", "never overwritten")
+    assert holding.LOCK in {path.name for path in before}
     assert everything(run / "out") == before
 
 
@@ -172,14 +173,64 @@ def test_a_drive_without_locks_is_said(tmp_path, monkeypatch, caplog):
 
 # the run's folder
 
-@pytest.mark.parametrize("file", ["notes.txt", "config.json", "preview.jpg", "state/image.bin",
-                                  "embeddings/a.safetensors", "loss.csv"])
+def test_a_lock_that_others_took_away_or_made_is_seen(tmp_path):
+    with pytest.raises(FileExistsError, match="a: process .* is writing there"):
+        with held(tmp_path / "a"):
+            (tmp_path / "a/x").touch()
+            (tmp_path / "a/.lock").rename(tmp_path / "old")
+            with held(tmp_path / "a"):      # another lock; the first one's is gone
+                with held(tmp_path / "a"):
+                    pass
+    assert (tmp_path / "a/x").exists()
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/.lock").symlink_to(tmp_path / "old")
+    with pytest.raises(OSError), held(tmp_path / "b"):
+        pass
+    assert (tmp_path / "old").read_text().isdigit()
+
+
+def test_a_link_to_nothing_and_no_path_are_no_folders(run, capsys):
+    (run / "link").symlink_to(run / "nowhere")
+    refused(capsys, sample(run, out="link"), "link: a link to", "which is not there")
+    assert call("sample", "--out", "") == 2 and call("train_embed", "--images", "") == 2
+    assert "found '', expected a path" in capsys.readouterr().err
+
+
+def test_normals_that_are_gone_leave_the_sheet_and_nothing_else(run, capsys):
+    assert sample(run, "--n", 4) == 0
+    (run / "good/0.png").unlink()
+    assert sample(run, "--n", 5) == 0
+    assert "are not on it, their normal photographs are gone" in capsys.readouterr().err
+
+
+def test_white_stays_what_it_was_for_the_pairs_that_are_there(run, capsys):
+    for i, largest in enumerate((900, 4000)):
+        values = np.random.default_rng(i).integers(0, largest, (60, 80)).astype(np.uint16)
+        values[0, 0] = largest
+        Image.fromarray(values).save(run / f"good/{i}.png")
+    assert sample(run) == 0
+    (run / "good/1.png").rename(run / "away.png")
+    _largest.cache_clear()
+    refused(capsys, sample(run, "--n", 3), "--normals: white of the 16-bit photographs is 1023",
+            "bring them back")
+    (run / "away.png").rename(run / "good/1.png")
+    _largest.cache_clear()
+    assert sample(run, "--n", 3) == 0
+
+
+@pytest.mark.parametrize("file", [
+    "notes.txt", ".lock", "demo/mine.txt", "demo.part/x", "config.json", "preview.jpg",
+    "state/image.bin", "embeddings/a.safetensors", "loss.csv"])
 def test_training_into_a_folder_of_the_users_is_refused(photographs, checkpoint, capsys, file):
     path = photographs / "run" / file
     path.parent.mkdir(parents=True)
     path.write_text("{}")
     refused(capsys, train(checkpoint, photographs), str(path))
     assert everything(photographs / "run") == {path: b"{}"}
+
+
+def test_an_object_is_not_called_like_the_folder_of_no_pair(photographs, checkpoint, capsys):
+    refused(capsys, train(checkpoint, photographs, "--name", "_meta/x"), "_meta/x: _meta is the")
 
 
 def test_the_state_of_a_run_whose_config_is_gone_is_not_learned_from(run, checkpoint, capsys):
@@ -201,6 +252,12 @@ def test_a_picture_that_was_replaced_under_its_name_is_refused(run, checkpoint, 
     Image.fromarray(pixels).save(run / file)
     refused(capsys, train(checkpoint, run, "--resume", "--steps", 2), str(run / file),
             "another picture than the one that the run")
+
+
+def test_a_run_made_by_way_of_a_link_resumes_by_its_target(photographs, checkpoint):
+    (photographs / "link").symlink_to(photographs)
+    assert train(checkpoint, photographs / "link") == 0
+    assert train(checkpoint, photographs, "--resume", "--steps", 2) == 0
 
 
 def test_a_run_of_version_0_1_resumes_without_hashes(run, checkpoint):

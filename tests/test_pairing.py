@@ -69,6 +69,8 @@ def test_several_masks_of_a_photograph_are_united(tmp_path):
     (["a.png"], ["a.png", "a_mask.png"], "a_mask.png: a second mask of a.png beside a.png; keep"),
     (["a.png"], ["a_mask.png", "a_mask.bmp"], "a second mask of a.png"),
     (["a.png", "a.bmp"], ["a_mask.png"], "a.png: of the same name as a.bmp beside it"),
+    (["a.png", "a_1.png"], ["a_mask.png", "a_1_mask.png", "a_2_mask.png"],
+     "a_2_mask.png: no image of that name"),
     (["a.png", "b.png"], ["a_mask.png"], "b.png: no mask of that name"),
     (["a.png"], ["a_mask.png", "c_mask.png"], "c_mask.png: no image of that name")])
 def test_what_is_not_clear_is_refused(tmp_path, photographs, masks, words):
@@ -89,10 +91,27 @@ def test_an_image_is_never_its_own_mask(tmp_path):
         os.link(tmp_path / "d" / name, tmp_path / "h" / name)
     with pytest.raises(ValueError, match="a.png: no mask of that name"):
         pair_folders(tmp_path / "d", tmp_path / "h")
-    copied = draw(tmp_path / "c/i/a.png"), draw(tmp_path / "c/m/a.png")
-    example, = pair_folders(copied[0].parent, copied[1].parent)
-    with pytest.raises(ValueError, match="m/a.png: is the photograph itself, not its mask"):
+
+
+@pytest.mark.parametrize("ending, drawn", [("jpg", False), ("png", False), ("png", True)])
+@pytest.mark.parametrize("ground", [0, 120, 255])
+def test_a_copy_of_the_photograph_is_not_its_mask(tmp_path, ending, drawn, ground):
+    """Maybe drawn upon; a part on an even ground is told by the part."""
+    photograph, mask = np.full((40, 50), ground, np.uint8), np.zeros((40, 50), np.uint8)
+    photograph[10:30, 10:40] = np.random.default_rng(0).integers(60, 100, (20, 30))
+    mask[12:20, 12:20] = 255
+    copy = np.dstack([photograph] * 3)
+    if drawn:
+        copy[12:20, 12:20] = 255, 0, 0
+    for folder, picture, name in (("i", photograph, "a.png"), ("m", copy, f"a.{ending}"),
+                                  ("right", mask, "a.png")):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(picture).save(tmp_path / folder / name)
+    example, = pair_folders(tmp_path / "i", tmp_path / "m")
+    with pytest.raises(ValueError, match="m/a.*: shows the photograph itself, not its mask"):
         read_example(example)
+    example, = pair_folders(tmp_path / "i", tmp_path / "right")
+    assert read_example(example)[1].sum() == 64
 
 
 @pytest.mark.parametrize("name", ["größe", "é", "ガード", "각인", "tiếng Việt"])
@@ -156,6 +175,11 @@ def test_what_cannot_be_read_is_named(tmp_path, spoil, words):
     spoil(tmp_path)
     with pytest.raises((ValueError, FileNotFoundError), match=words):
         image_files(tmp_path)
+
+
+def test_a_file_in_the_place_of_a_folder_is_called_one(tmp_path):
+    with pytest.raises(NotADirectoryError, match="a.png: is a file; expected the folder"):
+        image_files(draw(tmp_path / "a.png"))
 
 
 def test_a_raw_file_beside_its_jpeg_is_passed_over(tmp_path):

@@ -12,7 +12,7 @@ from PIL import Image, ImageCms
 
 from anomaly.files import photographs
 from anomaly.files.mask_reading import read_mask
-from anomaly.files.photographs import open_photograph, read_photograph, size_of
+from anomaly.files.photographs import Photograph, open_photograph, read_photograph, size_of
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (12, 17), dtype=np.uint8)
@@ -71,6 +71,7 @@ def test_white_is_the_depth_that_holds_the_folders_largest_value(tmp_path, large
     save(tmp_path / "light.png", light)
     save(tmp_path / "0.png", GREY)      # of 8 bits: it says nothing
     (tmp_path / "z.png").write_bytes(b"damaged")
+    save(tmp_path / "light_mask.png", np.full((8, 9), 65535, np.uint16))    # no photograph
     with caplog.at_level(logging.INFO, "anomaly"):
         photograph = open_photograph(save(tmp_path / "dark.png", dark))
     assert photograph.white == white and np.array_equal(photograph.values, dark)
@@ -166,15 +167,29 @@ def test_a_line_scan_above_pillows_limit_is_read_and_one_above_ours_is_refused(
         assert np.array_equal(open_photograph(path).values, GREY)
     assert Image.MAX_IMAGE_PIXELS == 30
     monkeypatch.setattr(photographs, "MEGAPIXELS", 0.0001)
-    with pytest.raises(ValueError, match="17x12 pixels are more than .* megapixels; cut it"):
+    with pytest.raises(ValueError, match="17x12 pixels are more than .* megapixels.; cut it into"):
         size_of(path)
 
 
 @pytest.mark.parametrize("name, content, words", [
     ("a.png", b"", "0 bytes"), ("a.png", b"text", "cannot be read as a photograph"),
-    ("a.jpg", b"\0\0\0\x18ftypheic" + bytes(50), "it is HEIC under another name; convert it"),
+    ("a.jpg", b"\0\0\0\x18ftypheic" + bytes(50), "HEIC under another name.; convert it to PNG"),
     ("a.tif", np.zeros((4, 4), np.float32), "floating-point pixels; expected 8 or 16 bits"),
     ("a.tif", np.full((4, 4), 70000, np.int32), "32-bit values from 70000 to 70000")])
+def test_no_memory_and_a_failing_disk_are_not_the_pictures_fault(tmp_path, monkeypatch):
+    path = save(tmp_path / "a.png", GREY)
+    for error in (MemoryError(), OSError(5, "Input/output error")):
+        def fails(*args, error=error, **options):
+            raise error
+        monkeypatch.setattr(Image, "open", fails)
+        with pytest.raises(type(error), match="" if isinstance(error, MemoryError) else "Input"):
+            open_photograph(path)
+
+
+def test_values_above_white_are_white():
+    assert Photograph(np.array([[0, 512, 4000]], np.uint16), 1023).seen.tolist() == [[0, 128, 255]]
+
+
 def test_what_is_no_photograph_is_one_line(tmp_path, name, content, words):
     path = tmp_path / name
     path.write_bytes(content) if isinstance(content, bytes) else save(path, content)

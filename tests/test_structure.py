@@ -25,7 +25,7 @@ EVERYTHING = PAIRS | {"anomaly.drawn", "weights", "ldm"}
 LIMITS = {      # folder -> code lines at most, and what of the project its files may import
     "ldm": (600, {"ldm"}),
     "weights": (790, {"weights", "ldm"}),
-    "anomaly/files": (560, FILES),
+    "anomaly/files": (580, FILES),
     "anomaly": (750, CORE | {"ldm"}),
     "anomaly/scores": (350, SCORES | {"ldm"}),
     "anomaly/runs": (450, RUNS | {"ldm"}),
@@ -108,7 +108,7 @@ def test_sizes_stay_within_their_limits():
     assert {folder: sizes[folder] for folder in LIMITS if sizes[folder] > LIMITS[folder][0]} == {}
     assert sizes["tests"] < product
     long = {path.stem for path in every_file() if len(path.read_text().splitlines()) > 300}
-    assert long <= {"test_half_precision", "test_load_refusals", "test_output"}
+    assert long <= {"test_half_precision", "test_load_refusals", "test_output", "test_ownership"}
 
 
 def test_no_two_files_and_no_two_classes_share_a_name():

@@ -87,7 +87,14 @@ def auto_or(number: Callable[[str], float]) -> Callable[[str], float | None]:
 
 def path_or(*words: str) -> Callable[[str], str | Path]:
     """An argparse type: one of the words itself, or a path (./word, for one of that name)."""
-    return lambda text: text if text in words else Path(text)
+    return lambda text: text if text in words else path(text)
+
+
+def path(text: str) -> Path:
+    """An argparse type: a path; "" is none, and would mean the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("found '', expected a path")
+    return Path(text)
 
 
 def choose_device(name: str) -> str:
@@ -114,11 +121,17 @@ def choose_dtype(name: str, device: str) -> str:
     return name
 
 
+def one_line(text: str) -> str:
+    r"""The text with what would break a line, and what no encoding has, as escapes such as \x0a."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode()
+                   for c in shown(text))
+
+
 class Remarks(logging.Handler):
     """A line on stderr for each remark of the packages, beside the bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(shown(record.getMessage()), file=sys.stderr)
+        tqdm.write(one_line(record.getMessage()), file=sys.stderr)
 
 
 def run_tool(name: str, main: Callable[[], None]) -> int:
@@ -136,7 +149,7 @@ def run_tool(name: str, main: Callable[[], None]) -> int:
         if isinstance(err, OSError) and err.filename is not None:       # the system's own words
             err = ValueError(f"{err.filename}: {str(err.strerror).lower()}; check the path, and "
                              f"that it may be read, or written to if it is the --out")
-        print(shown(f"{name}: {err}").replace("\n", "\\n"), file=sys.stderr)
+        print(one_line(f"{name}: {err}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         again = " (with --resume, once it has learned something)" if "train_embed" in name else ""

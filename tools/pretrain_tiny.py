@@ -18,7 +18,7 @@ from anomaly.files.atomic_files import replacing, write_image
 from anomaly.files.holding import held, refuse_foreign
 from anomaly.runs.sheets import sheet, to_pixels
 from anomaly.sampler import STEPS, Guidance, ddim
-from cli import Parser, at_least, choose_device, run_tool
+from cli import Parser, at_least, choose_device, path, run_tool
 from ldm.model import StableDiffusion
 from ldm.schedule import Schedule
 from ldm.text_encoder import TextEncoder
@@ -55,7 +55,7 @@ def options(argv: list[str] | None) -> argparse.Namespace:
          help="training steps of the VAE (default: 6000)")
     what("--unet-steps", type=at_least(1), default=60_000, metavar="N",
          help="training steps of the U-Net (default: 60000)")
-    what("--from", dest="start", type=Path, metavar="DIR",
+    what("--from", dest="start", type=path, metavar="DIR",
          help="train the U-Net of this checkpoint on, with a fresh optimizer, and keep its VAE")
     how = parser.add_argument_group("how").add_argument
     how("--minutes", type=at_least(1), metavar="MIN",
@@ -65,9 +65,9 @@ def options(argv: list[str] | None) -> argparse.Namespace:
     how("--device", choices=("auto", "cpu", "cuda"), default="auto",
         help="auto (default): cuda if there is one, else cpu")
     where = parser.add_argument_group("where to write").add_argument
-    where("--state", type=Path, default=Path("runs/tiny"), metavar="DIR",
+    where("--state", type=path, default=Path("runs/tiny"), metavar="DIR",
           help="what the pieces hand on (default: runs/tiny)")
-    where("--out", type=Path, default=Path("weights/tiny"), metavar="DIR",
+    where("--out", type=path, default=Path("weights/tiny"), metavar="DIR",
           help="the checkpoint's folder (default: weights/tiny, which it replaces)")
     return parser.parse_args(argv)
 

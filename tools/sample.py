@@ -37,12 +37,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = cli.Parser("sample.py", "Paint learned defects into defect-free photographs. "
                     "Without options: the demo.", EXAMPLES)
     what = parser.add_argument_group("what to paint").add_argument
-    what("--run", type=Path, default=Path("runs/demo"), metavar="DIR",
+    what("--run", type=cli.path, default=Path("runs/demo"), metavar="DIR",
          help="the folder that train_embed.py wrote (default: runs/demo)")
     what("--only", metavar="O/D,...", help="paint these defects only (default: all of the run)")
     what("--n", type=cli.at_least(1), metavar="N",
          help=f"pairs a defect (default: {PAIRS}, or 1 for one photograph and one mask)")
-    what("--normals", type=Path, metavar="PATH",
+    what("--normals", type=cli.path, metavar="PATH",
          help="a defect-free photograph or a folder of them (default: train/good of the data)")
     what("--masks", type=cli.path_or(*MASKS), default="learned", metavar="KIND",
          help="learned (default): drawn by the mask model; train: the training masks, moved; "
@@ -68,7 +68,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     how("--seed", type=cli.at_least(0), default=0, metavar="N",
         help="of everything random (default: 0)")
     where = parser.add_argument_group("where to write").add_argument
-    where("--out", type=Path, default=Path("generated"), metavar="DIR",
+    where("--out", type=cli.path, default=Path("generated"), metavar="DIR",
           help="the folder of pairs; the same command goes on where it stopped "
                "(default: generated)")
     cli.add_machine_options(parser)

@@ -35,9 +35,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     what("--data", type=cli.path_or(DEMO), metavar="DIR",
          help="data set in MVTec AD layout: one category, or a folder of them; "
               f"{DEMO} (default): drawn photographs")
-    what("--images", type=Path, metavar="DIR",
+    what("--images", type=cli.path, metavar="DIR",
          help="folder of defect photographs, instead of --data")
-    what("--masks", type=Path, metavar="DIR",
+    what("--masks", type=cli.path, metavar="DIR",
          help="folder of their masks, of the same names; may be the same folder")
     what("--name", metavar="OBJ/DEFECT", help="what --images shows, such as screw/scratch")
     what("--split", choices=["third", "all"],
@@ -65,7 +65,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     how("--seed", type=cli.at_least(0), default=0, metavar="N",
         help="of everything random (default: 0)")
     where = parser.add_argument_group("where to write").add_argument
-    where("--out", type=Path, default=Path("runs/demo"), metavar="DIR",
+    where("--out", type=cli.path, default=Path("runs/demo"), metavar="DIR",
           help="the run's folder (default: runs/demo)")
     where("--resume", action="store_true",
           help="go on with the run in --out, with its options; a larger --steps extends it")

@@ -4,7 +4,7 @@
     FOLDER/PRODUCT/test/DEFECT/000.png      FOLDER/PRODUCT/ground_truth/DEFECT/000_mask.png
 """
 
-import shutil
+import os
 from pathlib import Path
 from zlib import crc32
 
@@ -37,8 +37,7 @@ def demo_data(folder: Path, report: Report = silent) -> Path:
     """The folder, written if it is not there."""
     if folder.exists():
         return folder
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
+    part = folder.with_name(f".{folder.name}-{os.getpid()}")
     pictures = [(product, kind, i) for product, defect in DEMO
                 for kind, count in ((defect, DEFECTIVE), (None, NORMALS)) for i in range(count)]
     for product, defect, i in each(pictures, "drawing the demo photographs", len(pictures), report):
@@ -47,5 +46,6 @@ def demo_data(folder: Path, report: Report = silent) -> Path:
         _save(root / (f"test/{defect}" if defect else "train/good") / f"{i:03}.png", image)
         if defect:
             _save(root / f"ground_truth/{defect}/{i:03}_mask.png", mask.astype(np.uint8) * 255)
+    (part / ".drawn").touch()       # the folder is this project's own
     part.rename(folder)
     return folder

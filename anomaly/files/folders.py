@@ -38,6 +38,8 @@ def image_files(folder: Path, flat: bool = True) -> list[Path]:
     Raises FileNotFoundError if it is none, or for a link to nothing; ValueError if it has no image
     files, or has a picture of a kind that cannot be read, without one of its name beside it.
     """
+    if folder.is_file():
+        raise NotADirectoryError(f"{folder}: is a file; expected the folder that it lies in")
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder; expected one with image files")
     there = _listed(folder)

@@ -3,7 +3,8 @@
     in the file                              the defect
     two values, whatever they are            the lighter: 0/1, 0/100, 0/255, 1 bit, 16 bits
     numbers up to 31                         all but the lowest: classes or parts
-    more greys, a JPEG's, soft edges         above half of the largest; an even area below counts
+    more greys, a JPEG's, soft edges         above half of the light level; of a few values a lower
+                                             one, too, unless it is an edge, beside lighter pixels
     a palette                                its colours, not its numbers
     colours                                  all but the background: black, or the one grey, or of
                                              two the darker, or the most frequent
@@ -11,7 +12,8 @@
     one value everywhere                     all of it, or nothing if it is 0: refused
     255 beside numbers up to 31              refused: nobody knows whether 255 is void or defect
     other shapes in colour than in alpha     refused
-    greys between on a quarter of the pixels refused: a photograph
+    many values, none on a quarter of the    refused: a photograph
+    pixels, or nine tenths of them marked
 
 What is not plain gets a remark with the values, and so do more than 60 % of marked pixels.
 """
@@ -27,10 +29,12 @@ from anomaly.files.remarks import remark
 
 LOSSY = ("JPEG", "MPO", "WEBP", "JPEG2000", "AVIF")
 NUMBERS = 31        # the largest class number of a mask; above, a value is a grey
-FEW = 16            # values that are parts of a mask; more are soft edges
+FEW = 16            # values among which parts of a mask are looked for; more are soft edges
 TINT = 32           # between the channels of a grey picture that was saved with loss
-MIDDLE = 0.25       # of a picture that is neither dark nor light: a photograph
+EVEN = 0.25         # of the pixels have the commonest value of a mask, or it is a photograph
+MOST = 0.9          # of the pixels of a mask with many values, or it is a photograph
 MUCH = 0.6          # of a photograph marked: a remark
+NEAR = 8            # greys: what JPEG changes
 WHITES = (255, 65535)
 
 
@@ -45,9 +49,15 @@ def _histogram(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return levels, counts[levels]
 
 
-def _even(area: np.ndarray) -> bool:
-    """True if 3 x 3 pixels of the bool area lie together: no edge, a part of its own."""
-    return Image.fromarray(area).convert("L").filter(ImageFilter.MinFilter(3)).getbbox() is not None
+def _parts(values: np.ndarray, levels: np.ndarray, cut: float) -> list[float]:
+    """Of the levels up to cut those that are parts of the mask, not soft edges, in order.
+
+    The greys of an edge have lighter pixels beside them.
+    """
+    ranks = np.searchsorted(levels, values).astype(np.uint8)
+    lighter = np.asarray(Image.fromarray(ranks).filter(ImageFilter.MaxFilter(3))) > ranks
+    return [float(level) for rank, level in enumerate(levels)
+            if rank and level <= cut and lighter[ranks == rank].mean() < 0.5]
 
 
 def _refuse_void(path: Path, numbers: list[int]) -> None:
@@ -72,20 +82,19 @@ def _of_grey(path: Path, values: np.ndarray, lossy: bool) -> np.ndarray:
         remark(path.parent, "numbers %s: all but %g are the defect, as in %s",
                ", ".join(map(str, levels)), low, path.name)
         return values > low
-    below = [level for level in levels[1:] if level <= top / 2]
-    parts = [level for level in below if _even(values == level)] \
-        if len(below) <= FEW and not lossy else []
     light = np.cumsum(counts * (levels > top / 2))
-    upper = levels[np.searchsorted(light, light[-1] / 2)]       # their median: not an overshoot
-    cut = levels[levels < parts[0]][-1] if parts else upper / 2
-    between = counts[(levels > top / 8) & (levels < 7 * top / 8)].sum() / values.size
-    if between > MIDDLE and not parts:
-        raise ValueError(f"{path}: {len(levels)} values from {low:g} to {top:g}, mid-greys on "
-                         f"{between:.0%} of the pixels: a photograph? Draw white on the defect and "
-                         f"black elsewhere")
-    remark(path.parent, "%d values from %g to %g: above %g is the defect, as in %s", len(levels),
-           low, top, cut, path.name)
-    return values > cut
+    upper = float(levels[np.searchsorted(light, light[-1] / 2)])    # their median: no overshoot
+    parts = _parts(values, levels, top / 2) if len(levels) <= FEW and not lossy else []
+    cut = float(levels[levels < parts[0]][-1]) if parts else upper / 2
+    mask = values > cut
+    if counts.max() < EVEN * values.size or (len(levels) > FEW and mask.mean() > MOST):
+        raise ValueError(f"{path}: {len(levels)} values from {low:g} to {top:g}, the commonest on "
+                         f"{counts.max() / values.size:.0%} of the pixels, {mask.mean():.0%} of "
+                         f"them above {cut:g}: a photograph? Draw white on the defect and black "
+                         f"elsewhere")
+    remark(path.parent, f"values from {low:g} to {top:g}: above {cut:g} is the defect, as in %s",
+           path.name)
+    return mask
 
 
 def _background(colours: list[tuple[int, tuple[int, int, int]]]) -> tuple[int, int, int]:
@@ -142,18 +151,43 @@ def _of_alpha(path: Path, image: Image.Image, lossy: bool) -> np.ndarray:
     return opaque
 
 
+def _lossless_webp(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(16)[12:] == b"VP8L"
+
+
+def shows(path: Path, photograph: np.ndarray) -> bool:
+    """True if the file is a copy of the photograph, uint8 (h, w[, 3]), maybe drawn upon.
+
+    Looked at where the photograph is not of its commonest grey: the background of a mask may be it.
+    """
+    image = decode(path, "mask")
+    if image.mode in ("I", "F"):
+        return False
+    values = sixteen_bits(image)
+    grey = np.asarray(image.convert("RGBA").convert("L")) if values is None else values // 257
+    own = np.asarray(Image.fromarray(photograph).convert("L"))
+    if grey.shape != own.shape or len(_histogram(grey)[0]) <= FEW:
+        return False
+    levels, counts = _histogram(own)
+    rest = np.abs(own.astype(np.int16) - levels[counts.argmax()]) > NEAR
+    near = np.abs(own.astype(np.int16) - grey) <= NEAR
+    return bool(rest.mean() > 0.01 and near[rest].mean() > 0.5)
+
+
 def read_mask(path: Path) -> np.ndarray:
     """bool (h, w), True on the defect, never empty. The rules are at the head of this file.
 
     Raises FileNotFoundError or ValueError, which names the values that were found.
     """
     image = decode(path, "mask")
-    lossy = image.format in LOSSY
+    lossy = image.format in LOSSY and not _lossless_webp(path)
     if image.mode == "P":
         used, palette = _histogram(np.asarray(image))[0], np.zeros(768, dtype=np.uint8)
         entries = image.getpalette("RGB") or []
         palette[:len(entries)] = entries
-        if len(used) > 2 and (palette.reshape(256, 3)[used] != used[:, None]).any():    # no greys
+        grey = (palette.reshape(256, 3)[used] == used[:, None]).all()
+        if len(used) > 2 and not grey and "transparency" not in image.info:
             _refuse_void(path, used.tolist())
     if (values := sixteen_bits(image)) is not None:
         mask = _of_grey(path, values, lossy)

@@ -48,6 +48,12 @@ def unshown(text: str) -> Path:
     return path if path.exists() else Path(text)
 
 
+def same_path(a: object, b: object) -> bool:
+    """True if both are equal, or are paths of the same place, by way of a link."""
+    texts = isinstance(a, str) and isinstance(b, str)
+    return a == b or (texts and os.path.realpath(str(a)) == os.path.realpath(str(b)))
+
+
 def whole(path: Path) -> Path:
     """The absolute path, links left as they are: a link's own name counts."""
     return Path(os.path.abspath(path))

@@ -50,7 +50,6 @@ def _names(mask: MaskFiles) -> Iterator[tuple[str, bool]]:
         if match := SUFFIX.fullmatch(base):
             yield match[1], match["number"] is not None
             yield _stem(match[1]), match["number"] is not None
-            yield re.sub(r"[ ._-]\d+$", "", match[1]), True     # NAME_1_mask
 
 
 def masks_of(images: Sequence[Path], masks: Sequence[MaskFiles]) -> tuple[

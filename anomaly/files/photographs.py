@@ -14,9 +14,10 @@ from pathlib import Path
 from warnings import catch_warnings, simplefilter
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from anomaly.files.folders import FORMATS, readable
+from anomaly.files.pairing import SUFFIX
 from anomaly.files.remarks import remark
 
 MEGAPIXELS = 500        # of one photograph: RGB of this size takes 1.5 GB, and is held thrice
@@ -50,33 +51,38 @@ class Photograph:
         if self.values.dtype == np.uint8:
             return self.colours
         levels = np.round(np.arange(self.white + 1) * (255 / self.white)).astype(np.uint8)
-        return levels[self.values]
+        return levels[np.minimum(self.values, self.white)]
 
 
 @contextmanager
 def _opened(path: Path, kind: str) -> Iterator[ImageFile.ImageFile]:
     """The file, not decoded yet; whatever the library stumbles on becomes a line with its name."""
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    remedy = "replace or remove it"
     try:
         with catch_warnings():
             simplefilter("ignore")
             # Opened here: of a path Pillow maps the file, and turns a mapped TIFF wrongly.
             with open(path, "rb") as raw, Image.open(raw, formats=OPENED) as file:
                 if file.width * file.height > MEGAPIXELS * 1_000_000:
+                    remedy = "cut it into pieces"
                     raise ValueError(f"{file.width}x{file.height} pixels are more than "
-                                     f"{MEGAPIXELS} megapixels; cut it into pieces") from None
+                                     f"{MEGAPIXELS} megapixels")
                 yield file
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such {kind}") from None
-    except PermissionError:
+    except MemoryError:
         raise
     except Exception as err:        # a decoder of damaged bytes raises anything
+        if isinstance(err, OSError) and err.errno:      # the disk's fault, or a missing right
+            raise
         size = path.stat().st_size
+        why = "no image" if isinstance(err, UnidentifiedImageError) else " ".join(str(err).split())
         with open(path, "rb") as again:
             heic = again.read(12)[4:] in (b"ftypheic", b"ftypheix", b"ftypmif1")
-        found = "it is HEIC under another name; convert it" if heic else \
-            f"{size} bytes: {' '.join(str(err).split())}; replace or remove it"
-        raise ValueError(f"{path}: cannot be read as a {kind} ({found})") from None
+        found = "HEIC under another name" if heic else f"{size} bytes: {why}"
+        raise ValueError(f"{path}: cannot be read as a {kind} ({found}); "
+                         f"{'convert it to PNG or JPEG' if heic else remedy}") from None
     finally:
         Image.MAX_IMAGE_PIXELS = limit
 
@@ -131,18 +137,25 @@ def sixteen_bits(image: Image.Image) -> np.ndarray | None:
 
 @cache
 def _largest(folder: Path) -> int:
-    """The largest value of a folder's 16-bit photographs, as far as its bits decide."""
+    """The largest value of a folder's 16-bit photographs, as far as its bits decide; no masks."""
     largest = 0
-    for path in sorted(path for path in folder.iterdir() if readable(path) and path.is_file()):
+    for path in sorted(path for path in folder.iterdir() if readable(path) and path.is_file()
+                       and not SUFFIX.fullmatch(path.stem)):
         try:
             with _opened(path, "photograph") as file:
                 if (values := sixteen_bits(file)) is not None:
                     largest = max(largest, int(values.max()))
-        except ValueError:      # said when its turn comes
+        except (ValueError, OSError):       # said when its turn comes
             continue
         if largest > DEPTHS[-2]:
             break
     return largest
+
+
+def white_of(folder: Path, values: np.ndarray | None = None) -> int:
+    """White of a folder's 16-bit photographs, and of values that may lie elsewhere."""
+    largest = max(_largest(folder), 0 if values is None else int(values.max()))
+    return next(white for white in DEPTHS if white >= largest)
 
 
 def open_photograph(path: Path) -> Photograph:
@@ -161,10 +174,8 @@ def open_photograph(path: Path) -> Photograph:
         values = sixteen
     else:
         return Photograph(np.asarray(_plain(image, path)), 255)
-    largest = max(int(values.max()), _largest(path.parent))
-    white = next(white for white in DEPTHS if white >= largest)
-    if white < DEPTHS[-1]:
-        remark(path.parent, "the largest of its 16-bit values is %d: white is %d", largest, white)
+    if (white := white_of(path.parent, values)) < DEPTHS[-1]:
+        remark(path.parent, "by the largest of its 16-bit values white is %d", white)
     return Photograph(values, white)
 
 
@@ -175,6 +186,8 @@ def _plain(image: Image.Image, path: Path) -> Image.Image:
     alpha = image.mode in ("PA", "La", "RGBa") or "transparency" in image.info
     grey = image.mode in ("1", "L", "La")
     mode = ("LA" if alpha else "L") if grey else ("RGBA" if alpha else "RGB")
+    if "transparency" in image.info:
+        remark(path.parent, "a transparent colour is written as alpha, as of %s", path.name)
     if image.mode not in ("La", "RGBa", "RGBX", *KEPT):
         remark(path.parent, "%s is written as %s, as of %s",
                {"P": "a palette", "PA": "a palette", "1": "one bit"}.get(image.mode, image.mode),

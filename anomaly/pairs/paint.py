@@ -20,7 +20,7 @@ from anomaly.crop import defect_crop, take
 from anomaly.dataset import Defect
 from anomaly.embedding import AnomalyEmbedding
 from anomaly.files.names import whole
-from anomaly.files.photographs import open_photograph, read_photograph
+from anomaly.files.photographs import open_photograph, read_photograph, white_of
 from anomaly.painter import Settings, Weigh, context_of, paint_crops
 from anomaly.pairs.composite import change, composite
 from anomaly.pairs.masks import Masks, MaskSource, learned_masks
@@ -141,6 +141,7 @@ def paint(sd: StableDiffusion, run: Run, folder: PairFolder, *, defects: list[De
         jobs.append(Job(defect, there, source, settings, wanted))
     for model in each([sd], "comparing the checkpoint with the run's", 1, report):
         run_folder.check_weights(run, model.source, model.fingerprint())
+    folder.settle_white(max(white_of(job.normals[0].path.parent) for job in jobs))
     with folder.held():
         for job in jobs:        # raises for what is not this tool's, before any painting
             _ = [folder.done(job.defect, k) for k in range(job.n)]

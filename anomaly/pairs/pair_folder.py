@@ -22,8 +22,9 @@ from anomaly.crop import defect_crop
 from anomaly.dataset import Defect
 from anomaly.files.atomic_files import append_rows, read_rows, write_image, write_json, write_rows
 from anomaly.files.holding import held, refuse_foreign
-from anomaly.files.names import shown, slug, unshown
+from anomaly.files.names import same_path, shown, slug, unshown
 from anomaly.files.photographs import Photograph, decode, open_photograph
+from anomaly.files.remarks import remark
 from anomaly.pairs.plan import Target
 from anomaly.runs.sheets import sheet
 
@@ -61,16 +62,21 @@ class PairFolder:
         self._meta = folder / "_meta"
         self._manifest = self._meta / "manifest.csv"
         self._started = False
+        self._check_owner()
         if self._meta.is_dir():     # nothing is made before the first pair
             with held(folder, "_meta"):
                 self._read()
         else:
             self._read()
 
-    def _read(self) -> None:
+    def _check_owner(self) -> None:
+        """FileExistsError unless the folder is this tool's or empty."""
         if not (self._meta / "config.json").is_file():
             refuse_foreign(self.folder, {"_meta"})
             refuse_foreign(self._meta, {"config.json.part"})
+
+    def _read(self) -> None:
+        self._check_owner()
         self._check_options()
         # A row whose pair a kill has cut short: what lies there of it is this tool's.
         self._rows = {row["image"]: row for row in read_rows(self._manifest, COLUMNS)}
@@ -106,10 +112,20 @@ class PairFolder:
             if name == "run" and before.get(name) != value:
                 raise ValueError(f"--run: another run than that of the pairs in {self.folder}, or "
                                  f"trained further since; choose another --out")
-            if before.get(name) != value:
+            if name == "white":         # not in folders of version 0.1
+                if before.setdefault(name, value) != value:
+                    raise ValueError(f"--normals: white of the 16-bit photographs is {value}, of "
+                                     f"the pairs in {self.folder} {before[name]}: some came or "
+                                     f"went; bring them back or choose another --out")
+            elif not same_path(before.get(name), value):
                 raise ValueError(
                     f"--{name.replace('_', '-')}: {value!r}, but the pairs in {self.folder} "
                     f"were made with {before.get(name)!r}; use that or choose another --out")
+
+    def settle_white(self, white: int) -> None:
+        """White of the photographs that are painted into; a second command must have the same."""
+        self.options["white"] = white
+        self._check_options()
 
     def _names(self, defect: Defect, k: int) -> tuple[str, str]:
         object_, name = slug(defect.object), slug(defect.name)
@@ -164,7 +180,12 @@ class PairFolder:
         rows = sorted(self._rows.values(),
                       key=lambda row: (row["object"], row["defect"], int(row["k"])))
         write_rows(self._manifest, COLUMNS, rows)
-        write_image(self.sheet, sheet(list(self._sheet_rows(rows, size))))
+        shown_ = [row for row in rows if unshown(row["normal"]).is_file()]
+        if len(shown_) < len(rows):
+            remark(self.sheet, "%d pairs are not on it, their normal photographs are gone",
+                   len(rows) - len(shown_))
+        if shown_:
+            write_image(self.sheet, sheet(list(self._sheet_rows(shown_, size))))
 
     def _sheet_rows(self, rows: list[dict[str, str]],
                     size: int) -> Iterator[tuple[str, list[np.ndarray]]]:

@@ -14,6 +14,7 @@
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from anomaly.dataset import Defect, Example, read_example_mask
 from anomaly.embedding import AnomalyEmbedding
 from anomaly.files.atomic_files import write_image, write_json, write_tensors
 from anomaly.files.holding import refuse_foreign
-from anomaly.files.names import whole
+from anomaly.files.names import same_path, whole
 from anomaly.files.photographs import decode
 from anomaly.prompt import PROMPT
 from ldm.model import StableDiffusion
@@ -52,6 +53,12 @@ class Run:
                              for e in d["train"]),
                        None if d["normals"] is None else Path(d["normals"]))
                 for d in self.config["defects"]]
+
+    @property
+    def real(self) -> list[list[str]]:
+        """What each defect is called and learns from, paths behind any links."""
+        return [[d.key, *(os.path.realpath(p) for e in d.examples for p in (e.image, *e.masks)),
+                 *([os.path.realpath(d.normals)] if d.normals else ())] for d in self.defects]
 
     @property
     def hashes(self) -> list[dict[str, str]]:
@@ -83,7 +90,8 @@ def read_run(folder: Path) -> Run:
     """The run in a folder; FileNotFoundError or ValueError if there is none."""
     path = folder / "config.json"
     if not path.is_file():
-        what = "no config.json in it" if folder.is_dir() else "no such folder"
+        what = "no config.json in it" if folder.is_dir() else \
+            "it is a file" if folder.exists() else "no such folder"
         raise FileNotFoundError(f"{folder}: not a training run ({what}); train one first: "
                                 f"train_embed.py --out {folder}, without --resume")
     try:
@@ -102,7 +110,8 @@ def check_out(folder: Path, resume: bool) -> None:
         read_run(folder)
         return
     if not (folder / "config.json").is_file():
-        refuse_foreign(folder, {"demo", "demo.part"})
+        own = {"demo"} if (folder / "demo/.drawn").is_file() else set()
+        refuse_foreign(folder, {"config.json.part", *own})
         return
     read_run(folder)
     if any((folder / learned).exists() for learned in ("state", "embeddings")):
@@ -112,7 +121,7 @@ def check_out(folder: Path, resume: bool) -> None:
 
 def _check_files(old: Run, new: Run) -> None:
     """ValueError unless both learn from the same files with the same bytes."""
-    if old.defects != new.defects:
+    if old.real != new.real:
         raise ValueError(f"--data: the training files differ from those in {old.folder}/"
                          f"config.json; restore them or train into another --out")
     for was, now in zip(old.hashes, new.hashes):
@@ -141,7 +150,7 @@ def start_run(folder: Path, config: dict[str, Any], resume: bool) -> Run:
     check_weights(old, config["options"]["weights"], config["weights_sha256"])
     before = old.config["options"]
     for name, value in config["options"].items():
-        if name not in ("steps", "weights") and value != before.get(name, value):
+        if name not in ("steps", "weights") and not same_path(value, before.get(name, value)):
             found, made = ("none" if v is None else v for v in (value, before[name]))
             raise ValueError(f"--{name.replace('_', '-')}: {found}, but the run in {folder} was "
                              f"made with {made}; resume with that or train into another --out")
