@@ -171,11 +171,6 @@ def test_a_line_scan_above_pillows_limit_is_read_and_one_above_ours_is_refused(
         size_of(path)
 
 
-@pytest.mark.parametrize("name, content, words", [
-    ("a.png", b"", "0 bytes"), ("a.png", b"text", "cannot be read as a photograph"),
-    ("a.jpg", b"\0\0\0\x18ftypheic" + bytes(50), "HEIC under another name.; convert it to PNG"),
-    ("a.tif", np.zeros((4, 4), np.float32), "floating-point pixels; expected 8 or 16 bits"),
-    ("a.tif", np.full((4, 4), 70000, np.int32), "32-bit values from 70000 to 70000")])
 def test_no_memory_and_a_failing_disk_are_not_the_pictures_fault(tmp_path, monkeypatch):
     path = save(tmp_path / "a.png", GREY)
     for error in (MemoryError(), OSError(5, "Input/output error")):
@@ -190,6 +185,11 @@ def test_values_above_white_are_white():
     assert Photograph(np.array([[0, 512, 4000]], np.uint16), 1023).seen.tolist() == [[0, 128, 255]]
 
 
+@pytest.mark.parametrize("name, content, words", [
+    ("a.png", b"", "0 bytes"), ("a.png", b"text", "cannot be read as a photograph"),
+    ("a.jpg", b"\0\0\0\x18ftypheic" + bytes(50), "HEIC under another name.; convert it to PNG"),
+    ("a.tif", np.zeros((4, 4), np.float32), "floating-point pixels; expected 8 or 16 bits"),
+    ("a.tif", np.full((4, 4), 70000, np.int32), "32-bit values from 70000 to 70000")])
 def test_what_is_no_photograph_is_one_line(tmp_path, name, content, words):
     path = tmp_path / name
     path.write_bytes(content) if isinstance(content, bytes) else save(path, content)
