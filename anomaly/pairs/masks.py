@@ -5,7 +5,7 @@ plans. Every fault of the input is found then, before anything is painted.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,9 @@ from torch import Tensor
 
 from anomaly.dataset import Defect, Example, read_example_mask
 from anomaly.files.pairing import mask_files_in, masks_of
+from anomaly.files.remarks import remark
 from anomaly.mask_model import accepted, mask_picture, sample_masks, shape_of
+from anomaly.pairs.foreground import Objects, no_object
 from anomaly.pairs.placement import (
     MaskPatch,
     Normal,
@@ -42,14 +44,17 @@ class Masks:
     one_file: bool = False      # a single file was given
 
 
-# A source: the model, the run, the defect, the photographs, DDIM steps.
-MaskSource = Callable[[StableDiffusion, Run, Defect, list[Normal], int], Masks]
+# A source: the model, the run, the defect, the photographs, DDIM steps, the objects to lie on.
+MaskSource = Callable[[StableDiffusion, Run, Defect, list[Normal], int, Objects], Masks]
 
 
-def _place(patch: MaskPatch, plan: Plan, normals: list[Normal]) -> Target:
-    """The patch in the first photograph of the plan that it fits into; there must be one."""
-    normal = next(normals[i] for i in plan.order if fits(patch, normals[i]))
-    return Target(normal, placed(patch, normal), patch.source)
+def _targets(patch: MaskPatch, normals: Iterable[Normal], objects: Objects) -> Iterator[Target]:
+    """The patch in each of the photographs that it fits into, on the object."""
+    for normal in normals:
+        if fits(patch, normal):
+            mask = placed(patch, normal, objects(normal))
+            if mask is not None:
+                yield Target(normal, mask, patch.source)
 
 
 def _patches(run: Run, defect: Defect) -> list[MaskPatch]:
@@ -59,20 +64,27 @@ def _patches(run: Run, defect: Defect) -> list[MaskPatch]:
 
 
 def training_masks(sd: StableDiffusion, run: Run, defect: Defect, normals: list[Normal],
-                   steps: int) -> Masks:
+                   steps: int, objects: Objects = no_object) -> Masks:
     """The training masks at their size in pixels, moved to their relative place in a photograph."""
-    usable = []
+    usable, large = [], True
     for patch in _patches(run, defect):
-        if any(fits(patch, normal) for normal in normals):
+        if any(True for _ in _targets(patch, normals, objects)):
             usable.append(patch)
-        else:
-            log.info("%s: %dx%d pixels, which fit into no photograph; left out", patch.source,
-                     patch.mask.shape[1], patch.mask.shape[0])
+            continue
+        large = not any(fits(patch, normal) for normal in normals)
+        log.info("%s: %dx%d pixels, which fit %s; left out", patch.source, patch.mask.shape[1],
+                 patch.mask.shape[0],
+                 "into no photograph" if large else "on the object of no photograph")
     if not usable:
-        raise ValueError(f"--masks train: no training mask of {defect.key} fits into a photograph "
-                         f"of --normals; use larger photographs")
-    return Masks(lambda plans, tell: [_place(usable[p.reference], p, normals) for p in plans],
-                 len(usable))
+        where, remedy = ("into", "use larger photographs") if large else (
+            "on the object of", "use others, or --foreground none")
+        raise ValueError(f"--masks train: no training mask of {defect.key} fits {where} a "
+                         f"photograph of --normals; {remedy}")
+
+    def target(plan: Plan) -> Target:
+        in_turn = (normals[i] for i in plan.order)
+        return next(_targets(usable[plan.reference], in_turn, objects))
+    return Masks(lambda plans, tell: [target(p) for p in plans], len(usable))
 
 
 @dataclass(frozen=True)
@@ -117,20 +129,24 @@ def _given_masks(path: Path, normals: list[Normal]) -> list[GivenMask]:
 def mask_files(path: Path) -> MaskSource:
     """A mask file or a folder of them, in turn, each as it lies in the photograph it is for."""
     def given(sd: StableDiffusion, run: Run, defect: Defect, normals: list[Normal],
-              steps: int) -> Masks:
+              steps: int, objects: Objects = no_object) -> Masks:
         """The source of these files, whatever the defect."""
         masks = _given_masks(path, normals)
 
         def target(plan: Plan) -> Target:
             chosen = masks[plan.k % len(masks)]
             normal = next(normals[i] for i in plan.order if normals[i].path in chosen.normals)
-            return Target(normal, chosen.mask, chosen.example.source)
+            mask, there = chosen.mask, objects(normal)
+            if there is not None and there.any() and there[mask].mean() < 0.5:
+                remark(chosen.example.masks[0], "most of it lies beside the object in %s",
+                       normal.path.name)
+            return Target(normal, mask, chosen.example.source)
         return Masks(lambda plans, tell: [target(p) for p in plans], one_file=path.is_file())
     return given
 
 
 def learned_masks(sd: StableDiffusion, run: Run, defect: Defect, normals: list[Normal],
-                  steps: int) -> Masks:
+                  steps: int, objects: Objects = no_object) -> Masks:
     """Masks drawn by the mask model: a pair's first draw that looks like a real mask and fits.
 
     Draws for the pairs still waiting fill a batch. Choosing raises RuntimeError after GIVE_UP
@@ -149,9 +165,9 @@ def learned_masks(sd: StableDiffusion, run: Run, defect: Defect, normals: list[N
         if not accepted(picture, real, factor):
             return None
         patch = learned_patch(picture.numpy(), patches[plan.reference])
-        if patch is None or not any(fits(patch, normal) for normal in normals):
+        if patch is None:
             return None
-        return _place(patch, plan, normals)
+        return next(_targets(patch, (normals[i] for i in plan.order), objects), None)
 
     def choose(plans: list[Plan], tell: Callable[[str], None]) -> list[Target]:
         """A mask for every plan; those still without one share the batch."""
