@@ -185,3 +185,44 @@ def test_progress_without_a_terminal_is_a_line_at_the_end_of_each_part(capsys):
             report("painting", done, 3, f"loss {done}")
         report("resting", 0, 2)
     assert re.fullmatch(r"painting: 3/3 loss 3 \(0 s\)\n", capsys.readouterr().err)
+
+
+def test_masks_lie_on_the_object_that_auto_finds_unless_told_otherwise(
+        grey_run, tmp_path, capsys):
+    """The training mask is in the middle, the object of 40 x 40 at the bottom right."""
+    normal, part = np.full((96, 96), 200, np.uint8), np.zeros((96, 96), np.uint8)
+    normal[50:90, 50:90], part[4:40, 4:40] = 60, 255
+    for folder, pixels in (("good", normal), ("parts", part)):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(pixels).save(tmp_path / folder / "0.png")
+    command = ["sample", "--run", grey_run.folder, "--masks", "train", "--n", 1, "--steps", 1,
+               "--batch-size", 1, "--normals", tmp_path / "good"]
+    masks = {}
+    for kind in (None, "none", tmp_path / "parts"):
+        out = tmp_path / str(len(masks))
+        assert call(*command, *([] if kind is None else ["--foreground", kind]), "--out", out) == 0
+        mask, = out.glob("*/ground_truth/*/*.png")
+        masks[kind] = np.argwhere(np.asarray(Image.open(mask))).min(axis=0).tolist()
+        record = json.loads((out / "_meta/config.json").read_text())
+        assert record["foreground"] == str(kind or "auto")
+        if kind is None:
+            err = capsys.readouterr().err
+            assert "good: --foreground auto: an object, which covers 17 % of a photograph" in err
+            assert "looking for an object: 1/1" in err
+    assert masks["none"] == [36, 36] and sum(masks[tmp_path / "parts"]) <= 2 * 17
+    assert 48 <= min(masks[None]) and max(masks[None]) <= 50
+    assert call(*command, "--out", tmp_path / "1") == 2
+    assert "--foreground: 'auto', but the pairs in" in capsys.readouterr().err
+
+
+def test_a_folder_from_before_the_option_goes_on_without_a_foreground(grey_run, tmp_path):
+    command = ["sample", "--run", grey_run.folder, "--masks", "train", "--steps", 1,
+               "--batch-size", 1, "--out", tmp_path]
+    assert call(*command, "--n", 1, "--foreground", "none") == 0
+    path = tmp_path / "_meta/config.json"
+    record = json.loads(path.read_text())
+    del record["foreground"]
+    path.write_text(json.dumps(record))
+    assert call(*command, "--n", 2) == 2
+    assert call(*command, "--n", 2, "--foreground", "none") == 0
+    assert len(list(tmp_path.glob("*/test/*/*.png"))) == 2

@@ -14,6 +14,7 @@ from anomaly import reweight
 from anomaly.dataset import select
 from anomaly.files.names import whole
 from anomaly.painter import Weigh
+from anomaly.pairs.foreground import anywhere, objects_found, part_masks
 from anomaly.pairs.masks import learned_masks, mask_files, training_masks
 from anomaly.pairs.paint import BATCH_SIZE, PAIRS, paint
 from anomaly.pairs.pair_folder import PairFolder
@@ -25,6 +26,7 @@ WEIGH = {"adaptive": reweight.adaptive, "paper": reweight.paper, "released": rew
          "constant": reweight.constant, "off": None}
 WITH_GAIN = ("adaptive", "constant")
 MASKS = {"learned": learned_masks, "train": training_masks}
+FOREGROUND = {"auto": objects_found, "none": anywhere}
 EXAMPLES = """\
 examples:
   python tools/sample.py
@@ -48,6 +50,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
          help="learned (default): drawn by the mask model; train: the training masks, moved; "
               "or the path of a mask file or folder, each for the photograph of its name, else "
               "for those of its size")
+    what("--foreground", type=cli.path_or(*FOREGROUND), default="auto", metavar="KIND",
+         help="where masks learned and train may lie; auto (default): on the object, if the "
+              "photographs show one on a plain background; none: anywhere; or a folder of masks "
+              "of the object, one of the name of each photograph")
     how = parser.add_argument_group("how").add_argument
     how("--steps", type=cli.at_least(1, 500), default=STEPS, metavar="N",
         help=f"DDIM steps (default: {STEPS})")
@@ -94,6 +100,8 @@ def pair_options(args: argparse.Namespace, run: Run) -> dict[str, object]:
     encoder = (run.folder / "spatial_encoder.safetensors").read_bytes()
     return {"run": hashlib.sha256(encoder).hexdigest(),
             "masks": str(whole(args.masks)) if isinstance(args.masks, Path) else args.masks,
+            "foreground": str(whole(args.foreground)) if isinstance(args.foreground, Path)
+            else args.foreground,
             "normals": None if args.normals is None else str(whole(args.normals)),
             "steps": args.steps, "guidance": own_scale if args.guidance is None else args.guidance,
             "negative": args.negative,
@@ -119,8 +127,9 @@ def main(argv: list[str] | None = None) -> None:
         report(f"loading {weights}", 1, 1)
         for pair in paint(
                 sd, run, folder, defects=defects, n=args.n, normals=args.normals,
-                masks=MASKS.get(args.masks) or mask_files(whole(args.masks)), steps=args.steps,
-                guidance=args.guidance, against_object=args.negative == "object",
+                masks=MASKS.get(args.masks) or mask_files(whole(args.masks)),
+                foreground=FOREGROUND.get(args.foreground) or part_masks(whole(args.foreground)),
+                steps=args.steps, guidance=args.guidance, against_object=args.negative == "object",
                 weigh=weigh_function(args), batch_size=args.batch_size, seed=args.seed,
                 report=report):
             cli.say(pair.image)

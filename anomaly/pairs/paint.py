@@ -23,6 +23,7 @@ from anomaly.files.names import whole
 from anomaly.files.photographs import open_photograph, read_photograph, white_of
 from anomaly.painter import Settings, Weigh, context_of, paint_crops
 from anomaly.pairs.composite import change, composite
+from anomaly.pairs.foreground import Foreground, Objects, anywhere
 from anomaly.pairs.masks import Masks, MaskSource, learned_masks
 from anomaly.pairs.pair_folder import PairFolder
 from anomaly.pairs.placement import Normal, find_normals
@@ -112,15 +113,16 @@ def paint_job(sd: StableDiffusion, learner: AnomalyEmbedding, job: Job, folder: 
 
 def paint(sd: StableDiffusion, run: Run, folder: PairFolder, *, defects: list[Defect] | None = None,
           n: int | None = None, normals: Path | None = None, masks: MaskSource = learned_masks,
-          steps: int = STEPS, guidance: float | None = None, against_object: bool = False,
-          weigh: Weigh | None = None, batch_size: int = BATCH_SIZE, seed: int = 0,
-          report: Report = silent) -> Iterator[Pair]:
+          foreground: Foreground = anywhere, steps: int = STEPS, guidance: float | None = None,
+          against_object: bool = False, weigh: Weigh | None = None, batch_size: int = BATCH_SIZE,
+          seed: int = 0, report: Report = silent) -> Iterator[Pair]:
     """Paint n pairs of every defect of the run, without those that are there; yields each written.
 
     defects: None: all of the run's. n: a defect; None: PAIRS, or 1 for one photograph and one mask
-    file. normals: a photograph or a folder; None: those of the data. guidance: a scale; None: what
-    training found, or 1 with a re-weighting. against_object: the negative prompt is the object's
-    words, not empty. weigh: d, m -> w_m. Every fault of the input raises before any painting.
+    file. normals: a photograph or a folder; None: those of the data. foreground: finds the objects
+    that masks are to lie on. guidance: a scale; None: what training found, or 1 with a
+    re-weighting. against_object: the negative prompt is the object's words, not empty. weigh: d, m
+    -> w_m. Every fault of the input raises before any painting.
     """
     defects = run.defects if defects is None else defects
     learner = run_folder.load_learner(run, sd, defects)
@@ -130,9 +132,12 @@ def paint(sd: StableDiffusion, run: Run, folder: PairFolder, *, defects: list[De
                  "without")
         guidance = 1.0
     jobs = []
+    objects: dict[tuple[Normal, ...], Objects] = {}     # the defects of an object share them
     for defect in defects:
         there = normals_of(defect, normals)
-        source = masks(sd, run, defect, there, steps)
+        if tuple(there) not in objects:
+            objects[tuple(there)] = foreground(there, report)
+        source = masks(sd, run, defect, there, steps, objects[tuple(there)])
         wanted = n if n is not None else 1 if source.one_file and len(there) == 1 else PAIRS
         negative = defect.object.replace("_", " ") if against_object else ""
         scale = run_folder.load_guidance(run, defect) if guidance is None else guidance

@@ -108,6 +108,7 @@ class PairFolder:
             if before["reweight"] != "off" and before.get("guidance") == "auto":
                 raise ValueError(f"{path}: made by version 0.1, which re-weighted with the "
                                  f"guidance that training found; choose another --out")
+        before.setdefault("foreground", "none")     # made before there was this option
         for name, value in self.options.items():
             if name == "run" and before.get(name) != value:
                 raise ValueError(f"--run: another run than that of the pairs in {self.folder}, or "
