@@ -1,6 +1,7 @@
 """The story of training: photographs with masks -> a run. `python tools/train_embed.py` tells it.
 
-    views -> latent-to-RGB -> e_a and E by masked textual inversion -> guidance -> e_m -> preview
+    views -> latent-to-RGB -> e_a and E by masked textual inversion -> guidance -> gate -> e_m
+          -> preview
 """
 
 import logging
@@ -19,11 +20,14 @@ from anomaly.files.holding import held
 from anomaly.painter import Settings
 from anomaly.progress import Report, each, silent
 from anomaly.runs import run_folder, run_state
+from anomaly.runs.gating import gate_of, save_gates
 from anomaly.runs.guidance import strength_of
 from anomaly.runs.preview import preview_row
 from anomaly.runs.run_folder import Run
 from anomaly.runs.sheets import sheet
 from anomaly.sampler import STEPS, Guidance
+from anomaly.scores.gate import Gate
+from anomaly.scores.surfaces import frames_of
 from anomaly.train import Views, textual_inversion
 from anomaly.views import fit_latent_to_rgb, mask_views, random_views
 from ldm.model import StableDiffusion
@@ -79,6 +83,16 @@ def find_guidance(sd: StableDiffusion, defects: list[Defect], learner: AnomalyEm
     return found
 
 
+def find_gates(sd: StableDiffusion, defects: list[Defect], settings: Settings,
+               report: Report) -> dict[str, Gate]:
+    """The gate of each defect, by stem, and a line that says what it is worth."""
+    found = {}
+    for defect in each(defects, "calibrating the gate", len(defects), report):
+        gate = found[defect.stem] = gate_of(sd, defect, settings)
+        log.info("%s: %s", defect.key, gate.worth)
+    return found
+
+
 def learn(sd: StableDiffusion, defects: list[Defect], out: Path, *, steps: int | None = None,
           batch_size: int = BATCH_SIZE, size: int | None = None, flip: bool = True,
           mask_model: bool = True, seed: int = 0, resume: bool = False,
@@ -103,6 +117,8 @@ def learn(sd: StableDiffusion, defects: list[Defect], out: Path, *, steps: int |
                          f"at most {LARGEST * sd.native_size}")
     if pixels % sd.size_multiple:
         raise ValueError(f"--size: {pixels}, but the model takes multiples of {sd.size_multiple}")
+    for defect in defects:      # what the gate will read, too
+        frames_of(defect, pixels, sd.vae.config.factor)
     if steps is None:
         steps = run_folder.read_run(out).config["options"]["steps"] if resume else default_steps(sd)
     for model in each([sd], "reading the checkpoint's sha256", 1, report):
@@ -131,6 +147,7 @@ def _learn(sd: StableDiffusion, run: Run, defects: list[Defect], steps: int, bat
     uncond = sd.context("")
     settings = Settings(pixels, STEPS, Guidance(1.0, uncond), to_rgb, None)
     guidance = find_guidance(sd, defects, learner, settings, report)
+    save_gates(run, find_gates(sd, defects, settings, report))
     run_folder.save_vectors(run, "embeddings", "", learner.e_a, guidance)
     run_folder.save_module(run, "spatial_encoder", learner.spatial_encoder.state_dict())
 

@@ -5,6 +5,7 @@
     RUN/embeddings/OBJECT-DEFECT.safetensors      e_a under "<object-defect>": diffusers opens it
     RUN/mask_embeddings/OBJECT-DEFECT.safetensors e_m under "<object-defect-mask>"
     RUN/spatial_encoder.safetensors               E
+    RUN/gate.{json,safetensors}                   each defect's gate: bounds, what they rest on
     RUN/latent_to_rgb.safetensors                 the (4, 3) map of the re-weighting
     RUN/masks/OBJECT-DEFECT/00000.png             the training masks as they were read: painting
                                                   needs no training photograph
