@@ -9,7 +9,7 @@ departs from the released code: it tests one border only, and its empty or mispl
 defects appear beside the object.
 """
 
-from dataclasses import astuple, dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
@@ -63,11 +63,17 @@ def shape_of(mask: Tensor, factor: int) -> MaskShape:
                      border=float(cells[ring].float().mean()))
 
 
-def accepted(mask: Tensor, real: list[MaskShape], factor: int) -> bool:
-    """True if every number of the mask's shape lies within the range of the real masks'."""
-    ranges = [(min(numbers), max(numbers)) for numbers in zip(*map(astuple, real))]
-    return all(low <= number <= high
-               for (low, high), number in zip(ranges, astuple(shape_of(mask, factor))))
+def refusal(mask: Tensor, real: list[MaskShape], factor: int) -> str | None:
+    """The first number of the mask's shape that lies beyond the range of the real masks', or None.
+
+    Named by its field of MaskShape.
+    """
+    shape = asdict(shape_of(mask, factor))
+    for name, number in shape.items():
+        numbers = [asdict(other)[name] for other in real]
+        if not min(numbers) <= number <= max(numbers):
+            return name
+    return None
 
 
 @torch.no_grad()

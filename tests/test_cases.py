@@ -136,12 +136,6 @@ def test_voc_void(draw, run, capsys):
     assert "its values are 0, 1, 255" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_broken_link_among_the_normals(draw, run, capsys):
-    draw("broken_link")
-    assert sample(run, masks="msk") == 2
-    assert "good/1.png: a link to /nowhere/1.png" in capsys.readouterr().err.splitlines()[-1]
-
-
 def test_latin1(draw, run):
     folder = draw("latin1")
     assert sample(run, "--n", 2, masks="train") == 0

@@ -14,6 +14,7 @@ from anomaly.painter import Settings
 from anomaly.runs import guidance
 from anomaly.runs.guidance import LARGEST, Strength, contrast, contrasts, scale_for, strength_of
 from anomaly.sampler import Guidance
+from anomaly.scores.pictures import mean_colour, ring
 
 
 @pytest.mark.parametrize("goal, reached, scale", [
@@ -61,6 +62,21 @@ def test_both_sides_are_the_training_crops_each_once(sd, learned, monkeypatch):
     assert len({mask.numpy().tobytes() for mask in seen}) == 5
 
 
+def test_a_defect_painted_light_where_it_is_dark_counts_against_it(sd, learned, monkeypatch):
+    """The paint is the photograph's own, or its mirror image in brightness round the ring."""
+    defect, learner, settings = learned
+    found = {}
+    for sign in (1, -1):
+        def painted(sd, crops, context, noise, settings, sign=sign):
+            real = sd.vae.decode(sd.vae.encode(torch.stack([crop.image for crop in crops]))[0])
+            masks = torch.stack([crop.mask for crop in crops])
+            around = mean_colour(real, ring(masks))[:, :, None, None]
+            return torch.where(masks[:, None], around + sign * (real - around), real)
+        monkeypatch.setattr(guidance, "paint_crops", painted)
+        found[sign] = contrasts(sd, defect, learner, [settings])
+    assert found[1][1] == [pytest.approx(found[1][0])] and found[-1][1][0] < 0.98 * found[1][0]
+
+
 def test_of_many_photographs_the_first_are_painted_over(sd, learned, monkeypatch):
     defect, learner, settings = learned
     first, _ = contrasts(sd, replace(defect, examples=defect.examples[:3]), learner, [settings])
@@ -89,8 +105,13 @@ def test_a_scale_beyond_those_painted_with_must_come_nearer(
         return torch.stack([strength * crop.mask.expand(3, -1, -1) for crop in crops])
     monkeypatch.setattr(guidance, "paint_crops", bent)
     reached = real * (6 if falls else 7) / 7
-    assert strength_of(sd, defect, learner, settings) == Strength(
-        pytest.approx(expected, abs=0.005), pytest.approx(reached, rel=0.005), pytest.approx(real))
+    found = strength_of(sd, defect, learner, settings)
+    assert found.guidance == pytest.approx(expected, abs=0.005)
+    assert found.contrast == pytest.approx(reached, rel=0.005)
+    assert found.goal == pytest.approx(real)
+    scales, heights = np.array(found.line).T
+    assert scales == pytest.approx([1, 2, 3], abs=0.005)
+    assert 7 * heights / real == pytest.approx([5, 6, 5 if falls else 7], abs=0.02)
 
 
 def test_what_is_not_finite_beyond_the_scales_is_refused(sd, learned, monkeypatch):
@@ -103,6 +124,22 @@ def test_what_is_not_finite_beyond_the_scales_is_refused(sd, learned, monkeypatc
     monkeypatch.setattr(guidance, "paint_crops", broken)
     with pytest.raises(RuntimeError, match="wood/burn: what is painted is not finite"):
         strength_of(sd, defect, learner, settings)
+
+
+FOUND = Strength(1.5, 0.4, ((1.0, 0.3), (2.0, 0.5)))
+
+
+@pytest.mark.parametrize("strength, scale, expected", [
+    (1, 1.5, 0.4), (0.5, 1.0, 0.3), (0.75, 1.0, 0.3), (1.25, 2.0, 0.5), (1.5, 2.5, 0.6),
+    (2, 3.5, 0.8), (3, 4.0, 0.9)])
+def test_a_strength_asks_for_so_much_of_the_photographs_contrast(strength, scale, expected):
+    assert FOUND.at(strength) == pytest.approx((scale, expected))
+
+
+def test_a_line_that_falls_is_not_followed_beyond_its_highest_point():
+    falling = Strength(2.0, 0.6, ((1.0, 0.3), (2.0, 0.5), (3.5, 0.45)))
+    assert falling.at(1.5) == (2.0, 0.5)
+    assert falling.at(0.7) == pytest.approx((1.6, 0.42))
 
 
 @pytest.mark.parametrize("scale", [1.0, 1.5, 2.75])

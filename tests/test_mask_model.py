@@ -6,7 +6,7 @@ from diffusers import DDIMScheduler
 from scipy import ndimage
 
 from anomaly.crop import defect_crop, touched
-from anomaly.mask_model import MaskShape, accepted, components, mask_picture, sample_masks, shape_of
+from anomaly.mask_model import MaskShape, components, mask_picture, refusal, sample_masks, shape_of
 from anomaly.prompt import learned_context
 
 
@@ -41,12 +41,12 @@ def test_a_mask_is_kept_only_within_the_range_of_the_real_ones():
         mask[at:at + side, at:at + side] = True
         return mask
     real = [shape_of(square(side), 4) for side in (10, 20)]
-    assert accepted(square(15), real, 4) and accepted(square(10), real, 4)
-    assert not accepted(square(8), real, 4) and not accepted(square(24), real, 4)
-    assert not accepted(torch.zeros(64, 64, dtype=torch.bool), real, 4)
+    assert refusal(square(15), real, 4) is None and refusal(square(10), real, 4) is None
+    assert refusal(square(8), real, 4) == refusal(square(24), real, 4) == "area"
+    assert refusal(torch.zeros(64, 64, dtype=torch.bool), real, 4) == "area"
     two = square(10) | square(6, 50)
-    assert not accepted(two, real, 4)
-    assert not accepted(square(15, 0), real, 4)     # touches the border, the real ones do not
+    assert refusal(two, real, 4) == "components"
+    assert refusal(square(15, 0), real, 4) == "border"      # touches it, the real ones do not
 
 
 def test_sampled_masks_are_the_decoded_plain_ddim_run_cut_at_mid_grey(sd):

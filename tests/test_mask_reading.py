@@ -26,11 +26,9 @@ def levels(low, high, kind=np.uint8, part=None):
 
 def palette(*colours, transparent=None, values=None):
     """Index 0 outside the blob, 1 in it, 2 on the part if there is a third colour."""
-    image = Image.fromarray(levels(0, 1, part=2 if len(colours) > 2 else None)
-                            if values is None else values.astype(np.uint8), "L")
-    image = image.convert("P")
-    image.putdata(list(np.asarray(levels(0, 1, part=2 if len(colours) > 2 else None)
-                                  if values is None else values).ravel().tolist()))
+    if values is None:
+        values = levels(0, 1, part=2 if len(colours) > 2 else None)
+    image = Image.frombytes("P", BLOB.shape[::-1], values.astype(np.uint8).tobytes())
     image.putpalette([channel for colour in colours for channel in colour])
     if transparent is not None:
         image.info["transparency"] = transparent

@@ -121,7 +121,7 @@ def learned(tmp_path):
     example = Example(save(tmp_path / "i.png", np.full((SIDE, SIDE), 9)),
                       (save(tmp_path / "m.png", mask),))
     defect, run = Defect("o", "d", (example,)), Run(tmp_path, {
-        "size": 64, "options": {"no_masks": False}})
+        "size": 64, "options": {"no_masks": False, "no_flip": False}})
     save_masks(run, [defect])
     for name, part in (("a", X < 0.1), ("b", X > 0.5), ("c", X >= 0)):
         save(tmp_path / f"good/{name}.png", np.full((SIDE, SIDE), 9))
@@ -138,6 +138,7 @@ def test_without_a_place_on_the_object_the_next_photograph_is_tried(
     picture = mask_picture(load_masks(run, defect)[0], 64, 4).mask
     monkeypatch.setattr(mask_sources, "load_vectors", lambda *_: torch.zeros(1))
     monkeypatch.setattr(mask_sources, "sample_masks", lambda *_: picture[None])
+    monkeypatch.setattr(mask_sources, "varied", lambda patch, *_: patch)
     plan = Plan(0, np.zeros((4, 16, 16)), 0, np.array(order), np.random.default_rng(0))
     target, = source(sd, run, defect, normals, 20, objects).choose([plan], lambda _: None)
     assert target.normal.path.stem == name and objects(target.normal)[target.mask].mean() >= 0.95

@@ -28,7 +28,7 @@ from anomaly.pairs.composite import change, composite
 from anomaly.pairs.masks import mask_files, training_masks
 from anomaly.pairs.pair_folder import COLUMNS, PairFolder
 from anomaly.pairs.placement import Normal, find_normals, fits, learned_patch, mask_patch, placed
-from anomaly.pairs.plan import Plan, Target, draw_plan
+from anomaly.pairs.plan import Plan, draw_plan
 from anomaly.runs import run_folder as runs
 from anomaly.runs import run_state
 from anomaly.runs.sheets import in_font
@@ -109,11 +109,11 @@ def test_a_mask_that_fits_no_first_choice_goes_to_the_next_photograph(tmp_path):
     write_image(tmp_path / "i.png", np.zeros((50, 80), np.uint8))
     write_image(tmp_path / "m.png", mask_of(50, 80, 0, 0, 40, 20) * np.uint8(255))
     defect = Defect("o", "d", (Example(tmp_path / "i.png", (tmp_path / "m.png",)),))
-    run = runs.Run(tmp_path, {"size": 64})
+    run = runs.Run(tmp_path, {"size": 64, "options": {"no_flip": False}})
     runs.save_masks(run, [defect])
     normals = [Normal(Path("small"), 30, 30), Normal(Path("large"), 60, 60)]
     masks = training_masks(None, run, defect, normals, 20)
-    target, = masks.choose([Plan(0, None, 0, np.array([0, 1]), None)], print)
+    target, = masks.choose([Plan(0, None, 0, np.array([0, 1]), np.random.default_rng(0))], print)
     assert target.normal.path == Path("large") and masks.references == 1
 
 
@@ -197,9 +197,9 @@ def test_names_with_line_ends_stay_one_row(tmp_path):
 
 
 def write(folder, defect, k, normal):
-    target = Target(Normal(normal, 20, 30), mask_of(20, 30, 4, 5, 6, 7), "m.png")
     image = Photograph(np.full((20, 30), k, np.uint8), 255)
-    return folder.write(defect, k, target, image, 0.1, 0)
+    said = {"normal": normal, "mask_source": "m.png", "change": 0.1}
+    return folder.write(defect, k, said, image, mask_of(20, 30, 4, 5, 6, 7))
 
 
 def test_pairs_are_written_mask_first_and_what_a_kill_cut_short_is_made_again(tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from anomaly.scores.pictures import contrast_energy, mean_colour, ring
+from anomaly.scores.pictures import contrast_energy, mean_colour, ring, wrong_way
 
 
 def test_mean_colour_is_that_of_a_loop_over_the_masks_pixels():
@@ -45,6 +45,24 @@ def test_the_energy_of_contrast_is_the_squared_step_whatever_the_grain(height):
     for grain, error in ((0.1, 0.01), (0.5, 0.03)):      # whose own energies are 0.003 and 0.083
         grainy = flat + grain * noise(2, 3, 64, 64, seed=2)
         assert torch.allclose(contrast_energy(grainy, masks), expected, atol=error)
+
+
+@pytest.mark.parametrize("step, real, share", [
+    (0.5, 0.5, 0), (-0.5, 0.5, 1), (0.5, -0.2, 1), (0.0, 0.5, 0), (-0.5, 0.0, 0)])
+def test_what_goes_the_wrong_way_is_the_energy_of_its_step(step, real, share):
+    masks = squares((20, 20, 40, 40))
+    flat = masks[:, None].double().expand(-1, 3, -1, -1)
+    assert wrong_way(step * flat, masks, real * flat).item() == pytest.approx(share * step ** 2)
+    assert contrast_energy(step * flat, masks, real * flat).item() == pytest.approx(
+        step ** 2 * (1 - 2 * share))
+
+
+def test_a_real_defect_of_light_and_dark_parts_has_no_direction():
+    masks = squares((20, 20, 40, 40))
+    real = torch.zeros(1, 3, 64, 64, dtype=torch.float64)
+    real[:, :, 20:30, 20:40], real[:, :, 30:40, 20:40] = 0.6, -0.4     # a step of 0.1 in 0.26
+    flat = -0.5 * masks[:, None].double().expand(-1, 3, -1, -1)
+    assert wrong_way(flat, masks, real).item() == pytest.approx(0.25 * 0.01 / 0.26)
 
 
 def test_a_defect_that_is_light_and_dark_has_contrast():

@@ -19,6 +19,7 @@ from anomaly.drawn import demo
 from anomaly.pairs import PairFolder, paint, training_masks
 from anomaly.reweight import constant
 from anomaly.runs import learn
+from anomaly.runs.guidance import Strength
 from anomaly.runs.learn import default_steps
 from anomaly.runs.run_folder import read_run
 from cli import Display, run_tool, say
@@ -120,7 +121,8 @@ def test_the_preview_of_grey_photographs_is_grey(grey_run):
 def test_with_a_reweighting_the_guidance_found_without_it_is_left(
         sd, grey_run, tmp_path, monkeypatch, caplog, more, scale, said):
     module, seen = importlib.import_module("anomaly.pairs.paint"), []
-    monkeypatch.setattr(module.run_folder, "load_guidance", lambda run, defect: 2.5)
+    found = Strength(2.5, 1.0, ((0.0, 0.0), (2.5, 1.0)))
+    monkeypatch.setattr(module.run_folder, "load_strength", lambda run, defect: found)
     original = module.paint_crops
     monkeypatch.setattr(module, "paint_crops", lambda *args: (
         seen.append(args[-1].guidance.scale), original(*args))[1])
@@ -209,8 +211,9 @@ def test_masks_lie_on_the_object_that_auto_finds_unless_told_otherwise(
             err = capsys.readouterr().err
             assert "good: --foreground auto: an object, which covers 17 % of a photograph" in err
             assert "looking for an object: 1/1" in err
-    assert masks["none"] == [36, 36] and sum(masks[tmp_path / "parts"]) <= 2 * 17
-    assert 48 <= min(masks[None]) and max(masks[None]) <= 50
+    assert 20 < min(masks["none"]) and max(masks["none"]) < 48     # turned and moved a little
+    assert sum(masks[tmp_path / "parts"]) <= 2 * 20
+    assert 46 <= min(masks[None]) and max(masks[None]) <= 66
     assert call(*command, "--out", tmp_path / "1") == 2
     assert "--foreground: 'auto', but the pairs in" in capsys.readouterr().err
 

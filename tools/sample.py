@@ -16,7 +16,7 @@ from anomaly.files.names import whole
 from anomaly.painter import Weigh
 from anomaly.pairs.foreground import anywhere, objects_found, part_masks
 from anomaly.pairs.masks import learned_masks, mask_files, training_masks
-from anomaly.pairs.paint import BATCH_SIZE, PAIRS, paint
+from anomaly.pairs.paint import BATCH_SIZE, PAIRS, TRIES, paint
 from anomaly.pairs.pair_folder import PairFolder
 from anomaly.runs.run_folder import Run, load_module, read_run
 from anomaly.sampler import STEPS
@@ -47,9 +47,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     what("--normals", type=cli.path, metavar="PATH",
          help="a defect-free photograph or a folder of them (default: train/good of the data)")
     what("--masks", type=cli.path_or(*MASKS), default="learned", metavar="KIND",
-         help="learned (default): drawn by the mask model; train: the training masks, moved; "
-              "or the path of a mask file or folder, each for the photograph of its name, else "
-              "for those of its size")
+         help="learned (default): drawn by the mask model; train: the training masks, varied and "
+              "moved; or the path of a mask file or folder, each for the photograph of its name, "
+              "else for those of its size")
     what("--foreground", type=cli.path_or(*FOREGROUND), default="auto", metavar="KIND",
          help="where masks learned and train may lie; auto (default): on the object, if the "
               "photographs show one on a plain background; none: anywhere; or a folder of masks "
@@ -60,6 +60,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     how("--guidance", type=cli.auto_or(cli.positive), metavar="G",
         help="classifier-free guidance scale, 1 is none; auto (default): each defect as strong "
              "as in its photographs, found in training; 1 with --reweight")
+    how("--strength", type=cli.positive, default=1.0, metavar="S",
+        help="how strong the defects are, relative to their photographs (default: 1); sets "
+             "the guidance")
     how("--negative", choices=["empty", "object"], default="empty",
         help="prompt to guide away from: empty (default), or the object's words; "
              "a scale of 1 uses none")
@@ -69,6 +72,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
              "constant: the gain alone; off (default)")
     how("--reweight-gain", type=cli.positive, metavar="G",
         help=f"mean weight of --reweight adaptive or constant (default: {reweight.GAIN})")
+    how("--gate", choices=["mark", "strict", "off"], default="mark",
+        help="a pair unlike the photographs is drawn again, and the best try kept and called "
+             "doubtful (mark, the default) or left out (strict); off: none is judged")
+    how("--tries", type=cli.at_least(1, 100), default=TRIES, metavar="N",
+        help=f"draws of a pair until the gate passes it (default: {TRIES})")
     how("--batch-size", type=cli.at_least(1), default=BATCH_SIZE, metavar="N",
         help=f"pairs painted together (default: {BATCH_SIZE})")
     how("--seed", type=cli.at_least(0), default=0, metavar="N",
@@ -79,6 +87,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
                "(default: generated)")
     cli.add_machine_options(parser)
     args = parser.parse_args(argv)
+    if args.strength != 1 and (args.reweight != "off" or args.guidance is not None):
+        parser.error("--strength belongs to --guidance auto, without --reweight")
     if args.reweight_gain is not None and args.reweight not in WITH_GAIN:
         parser.error(f"--reweight-gain belongs to --reweight {' and '.join(WITH_GAIN)}, "
                      f"not {args.reweight}")
@@ -104,6 +114,7 @@ def pair_options(args: argparse.Namespace, run: Run) -> dict[str, object]:
             else args.foreground,
             "normals": None if args.normals is None else str(whole(args.normals)),
             "steps": args.steps, "guidance": own_scale if args.guidance is None else args.guidance,
+            "gate": args.gate, "tries": args.tries, "strength": args.strength,
             "negative": args.negative,
             "reweight": args.reweight, "reweight_gain": args.reweight_gain,
             "dtype": args.dtype, "seed": args.seed}
@@ -129,8 +140,9 @@ def main(argv: list[str] | None = None) -> None:
                 sd, run, folder, defects=defects, n=args.n, normals=args.normals,
                 masks=MASKS.get(args.masks) or mask_files(whole(args.masks)),
                 foreground=FOREGROUND.get(args.foreground) or part_masks(whole(args.foreground)),
-                steps=args.steps, guidance=args.guidance, against_object=args.negative == "object",
-                weigh=weigh_function(args), batch_size=args.batch_size, seed=args.seed,
+                steps=args.steps, guidance=args.guidance, strength=args.strength,
+                against_object=args.negative == "object", weigh=weigh_function(args),
+                gate=args.gate, tries=args.tries, batch_size=args.batch_size, seed=args.seed,
                 report=report):
             cli.say(pair.image)
     cli.say(folder.sheet)

@@ -103,11 +103,15 @@ def append_rows(path: Path, columns: list[str], rows: Iterable[Mapping[str, obje
 
 
 def read_rows(path: Path, columns: list[str]) -> list[dict[str, str]]:
-    """The whole rows of a CSV file; [] if there is none. A line torn by a kill is left out."""
+    """The whole rows of a CSV file; [] if there is none. A line torn by a kill is left out.
+
+    A column that the file does not have is empty: older versions wrote fewer.
+    """
     if not path.is_file():
         return []
     with open(path, newline="", encoding="utf-8") as file:
         text = file.read()
     whole = text[:text.rfind("\n") + 1]
     rows = csv.DictReader(io.StringIO(whole, newline=""))
-    return [row for row in rows if set(row) == set(columns) and None not in row.values()]
+    return [{**dict.fromkeys(columns, ""), **row} for row in rows
+            if set(row) <= set(columns) and None not in row.values()]

@@ -5,8 +5,10 @@ plans. Every fault of the input is found then, before anything is painted.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from torch import Tensor
 from anomaly.dataset import Defect, Example, read_example_mask
 from anomaly.files.pairing import mask_files_in, masks_of
 from anomaly.files.remarks import remark
-from anomaly.mask_model import accepted, mask_picture, sample_masks, shape_of
+from anomaly.mask_model import mask_picture, refusal, sample_masks, shape_of
 from anomaly.pairs.foreground import Objects, no_object
 from anomaly.pairs.placement import (
     MaskPatch,
@@ -27,9 +29,12 @@ from anomaly.pairs.placement import (
     placed,
 )
 from anomaly.pairs.plan import Plan, Target
+from anomaly.pairs.variation import size_of_patch, varied
 from anomaly.runs.run_folder import Run, load_masks, load_vectors
 from ldm.model import StableDiffusion
 
+KEPT, NO_PLACE = "kept", "no place"
+VARIATIONS = 8  # of a training mask that are tried for a place, before it is taken as it is
 GIVE_UP = 64    # generated masks refused in a row before the mask model is judged useless
 log = logging.getLogger(__name__)
 
@@ -42,6 +47,18 @@ class Masks:
     choose: Callable[[list[Plan], Callable[[str], None]], list[Target]]
     references: int = 1         # how many training masks a plan draws one of
     one_file: bool = False      # a single file was given
+    drawn: Counter[str] = field(default_factory=Counter)    # generated ones: KEPT, or why not
+
+    @property
+    def refusals(self) -> str:
+        """How many generated masks were refused, and why, in words; "" if none was drawn."""
+        refused, drawn = self.drawn.total() - self.drawn[KEPT], self.drawn.total()
+        if not drawn:
+            return ""
+        why = ", ".join(f"{reason} {count}" for reason, count in self.drawn.most_common()
+                        if reason != KEPT)
+        return (f"{refused} of {drawn} generated masks refused" + (f" ({why})" if why else "")
+                + (": --masks train is the better choice" if 2 * refused > drawn else ""))
 
 
 # A source: the model, the run, the defect, the photographs, DDIM steps, the objects to lie on.
@@ -65,7 +82,7 @@ def _patches(run: Run, defect: Defect) -> list[MaskPatch]:
 
 def training_masks(sd: StableDiffusion, run: Run, defect: Defect, normals: list[Normal],
                    steps: int, objects: Objects = no_object) -> Masks:
-    """The training masks at their size in pixels, moved to their relative place in a photograph."""
+    """The training masks, varied, moved to their relative place in a photograph."""
     usable, large = [], True
     for patch in _patches(run, defect):
         if any(True for _ in _targets(patch, normals, objects)):
@@ -81,9 +98,16 @@ def training_masks(sd: StableDiffusion, run: Run, defect: Defect, normals: list[
         raise ValueError(f"--masks train: no training mask of {defect.key} fits {where} a "
                          f"photograph of --normals; {remedy}")
 
+    sizes = [size_of_patch(patch) for patch in usable]
+    flip = not run.config["options"]["no_flip"]
+
     def target(plan: Plan) -> Target:
-        in_turn = (normals[i] for i in plan.order)
-        return next(_targets(usable[plan.reference], in_turn, objects))
+        real = usable[plan.reference]
+        patches = (varied(real, (min(sizes), max(sizes)), flip, plan.rng)
+                   for _ in range(VARIATIONS))
+        in_turn = [normals[i] for i in plan.order]
+        return next(found for patch in chain(patches, [real])
+                    for found in _targets(patch, in_turn, objects))
     return Masks(lambda plans, tell: [target(p) for p in plans], len(usable))
 
 
@@ -161,13 +185,15 @@ def learned_masks(sd: StableDiffusion, run: Run, defect: Defect, normals: list[N
     real = [shape_of(mask_picture(mask, size, factor).mask, factor)
             for mask in load_masks(run, defect)]
 
+    drawn_: Counter[str] = Counter()
+
     def target(picture: Tensor, plan: Plan) -> Target | None:
-        if not accepted(picture, real, factor):
-            return None
-        patch = learned_patch(picture.numpy(), patches[plan.reference])
-        if patch is None:
-            return None
-        return next(_targets(patch, (normals[i] for i in plan.order), objects), None)
+        reason = refusal(picture, real, factor)
+        patch = learned_patch(picture.numpy(), patches[plan.reference]) if reason is None else None
+        found = None if patch is None else next(
+            _targets(patch, (normals[i] for i in plan.order), objects), None)
+        drawn_[reason or (NO_PLACE if found is None else KEPT)] += 1
+        return found
 
     def choose(plans: list[Plan], tell: Callable[[str], None]) -> list[Target]:
         """A mask for every plan; those still without one share the batch."""
@@ -192,4 +218,4 @@ def learned_masks(sd: StableDiffusion, run: Run, defect: Defect, normals: list[N
                 raise RuntimeError(f"{defect.key}: none of {refused} masks was accepted; use "
                                    f"--masks train, or train longer")
         return [found[i] for i in range(len(plans))]
-    return Masks(choose, len(patches))
+    return Masks(choose, len(patches), drawn=drawn_)

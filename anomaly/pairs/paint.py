@@ -1,6 +1,6 @@
 """The story of sampling, told by `python tools/sample.py`: a run -> a data set of image-mask pairs.
 
-    plan -> mask -> placement -> crop -> blended DDIM -> composite -> files
+    plan -> mask -> placement -> crop -> blended DDIM -> composite -> gate -> files
 
 Pairs are painted in blocks of the batch size. The last block of a defect is filled up with the
 pairs that would follow, which are not written: every kernel sees one shape, and a pair's bytes do
@@ -8,19 +8,19 @@ not depend on how many are made.
 """
 
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from anomaly.crop import defect_crop, take
+from anomaly.crop import Cropped, defect_crop, take, thin
 from anomaly.dataset import Defect
 from anomaly.embedding import AnomalyEmbedding
-from anomaly.files.names import whole
-from anomaly.files.photographs import open_photograph, read_photograph, white_of
+from anomaly.files.names import shown, whole
+from anomaly.files.photographs import Photograph, open_photograph, read_photograph, white_of
 from anomaly.painter import Settings, Weigh, context_of, paint_crops
 from anomaly.pairs.composite import change, composite
 from anomaly.pairs.foreground import Foreground, Objects, anywhere
@@ -30,11 +30,14 @@ from anomaly.pairs.placement import Normal, find_normals
 from anomaly.pairs.plan import Plan, Target, draw_plan
 from anomaly.progress import Report, each, silent
 from anomaly.runs import run_folder
+from anomaly.runs.gating import load_gate
 from anomaly.runs.run_folder import Run
 from anomaly.sampler import STEPS, Guidance
+from anomaly.scores.gate import Gate, Verdict, judge
 from ldm.model import StableDiffusion
 
 PAIRS, BATCH_SIZE = 16, 8       # pairs a defect, and how many are painted together
+TRIES = 3                       # of a pair that the gate does not pass
 log = logging.getLogger(__name__)
 
 
@@ -47,6 +50,7 @@ class Pair:
     defect: Defect
     k: int
     change: float       # mean absolute change under the mask, 0 (nothing was painted) to 1
+    doubtful: bool      # the gate did not pass it
 
 
 def normals_of(defect: Defect, path: Path | None) -> list[Normal]:
@@ -58,17 +62,55 @@ def normals_of(defect: Defect, path: Path | None) -> list[Normal]:
     return find_normals(folder)
 
 
+@dataclass(frozen=True)
+class Draft:
+    """A try of a pair, painted and judged; its image is made from it when it is written."""
+
+    plan: Plan
+    target: Target
+    painted: Tensor             # (3, size, size) in [-1, 1]: the crop
+    verdict: Verdict | None     # None: not judged
+    thin: bool                  # no two by two latent cells fit into the mask
+
+    def image(self, size: int) -> tuple[Photograph, float]:
+        """The finished photograph and its change, 0 to 1."""
+        photograph, mask = open_photograph(self.target.normal.path), self.target.mask
+        image = composite(photograph, mask, defect_crop(mask, size), self.painted)
+        return image, change(photograph, image, mask)
+
+    def better_than(self, other: "Draft | None") -> bool:
+        """Fewer scores out of their bounds, then more alike."""
+        def rank(verdict: Verdict) -> tuple[bool, int, float]:
+            return verdict.passed, -verdict.reason.count(";"), verdict.scores["alike"]
+        if other is None or other.verdict is None or self.verdict is None:
+            return True
+        return rank(self.verdict) > rank(other.verdict)
+
+
 def paint_block(sd: StableDiffusion, learner: AnomalyEmbedding, defect: Defect, plans: list[Plan],
-                targets: list[Target], settings: Settings) -> Tensor:
-    """The painted crop of each plan, (b, 3, size, size) in [-1, 1].
+                targets: list[Target], settings: Settings, gate: Gate | None) -> list[Draft]:
+    """Paint and judge one try of each pair of a block.
 
     Only one photograph is held at a time: it may be a line scan of 200 megapixels.
     """
-    views = [take(read_photograph(t.normal.path), t.mask, defect_crop(t.mask, settings.size),
-                  settings.size, sd.vae.config.factor) for t in targets]
-    context = context_of(sd, learner, defect.stem, torch.stack([v.mask for v in views]))
+    factor = sd.vae.config.factor
+
+    def view(photograph: np.ndarray, target: Target) -> Cropped:
+        crop = defect_crop(target.mask, settings.size)
+        return take(photograph, target.mask, crop, settings.size, factor)
+
+    views = [view(read_photograph(t.normal.path), t) for t in targets]
+    masks = torch.stack([v.mask for v in views])
+    context = context_of(sd, learner, defect.stem, masks)
     noise = torch.from_numpy(np.stack([p.noise for p in plans]))
-    return paint_crops(sd, views, context, noise, settings)
+    painted = paint_crops(sd, views, context, noise, settings)
+    drafts = [Draft(plan, target, crop, None, thin(v))
+              for plan, target, crop, v in zip(plans, targets, painted, views)]
+    if gate is None:
+        return drafts
+    after = torch.stack([view(d.image(settings.size)[0].seen, d.target).image for d in drafts])
+    judged = judge(sd.vae, gate, torch.stack([v.image for v in views]), after, masks)
+    return [replace(draft, verdict=verdict) for draft, verdict in zip(drafts, judged)]
 
 
 @dataclass(frozen=True)
@@ -80,13 +122,40 @@ class Job:
     masks: Masks
     settings: Settings
     n: int
+    gate: Gate | None
+
+
+def best_drafts(sd: StableDiffusion, learner: AnomalyEmbedding, job: Job, block: range,
+                wanted: set[int], seed: int, tries: int,
+                tell: Callable[[str], None]) -> dict[int, Draft]:
+    """The best try of every pair of a block that is wanted, by number.
+
+    A pair that fails is drawn again, with the whole block, so that its bytes do not depend on which
+    others failed.
+    """
+    cells = job.settings.size // sd.vae.config.factor
+    shape = (sd.unet.config.latent_channels, cells, cells)
+    best: dict[int, Draft] = {}
+    waiting = wanted & set(block)
+    for attempt in range(1 if job.gate is None else tries):
+        plans = [draw_plan(job.defect, k, seed, shape, job.masks.references, len(job.normals),
+                           attempt) for k in block]
+        targets = job.masks.choose(plans, tell)
+        for draft in paint_block(sd, learner, job.defect, plans, targets, job.settings, job.gate):
+            k = draft.plan.k
+            if k in waiting and draft.better_than(best.get(k)):
+                best[k] = draft
+        waiting = {k for k in waiting if (v := best[k].verdict) is not None and not v.passed}
+        if not waiting:
+            break
+        tell(f"{len(waiting)} doubtful, try {attempt + 1} of {tries}")
+    return best
 
 
 def paint_job(sd: StableDiffusion, learner: AnomalyEmbedding, job: Job, folder: PairFolder,
-              batch_size: int, seed: int, report: Report) -> Iterator[Pair]:
+              batch_size: int, seed: int, tries: int, strict: bool,
+              report: Report) -> Iterator[Pair]:
     """Paint the pairs of a job that are not there, block by block; yields each when written."""
-    cells = job.settings.size // sd.vae.config.factor
-    shape = (sd.unet.config.latent_channels, cells, cells)
     missing = {k for k in range(job.n) if not folder.done(job.defect, k)}
     label = f"painting {job.defect.key}, guidance {job.settings.guidance.scale:g}"
     report(label, job.n - len(missing), job.n, "")
@@ -94,39 +163,66 @@ def paint_job(sd: StableDiffusion, learner: AnomalyEmbedding, job: Job, folder: 
         block = range(start, start + batch_size)
         if missing.isdisjoint(block):
             continue
-        plans = [draw_plan(job.defect, k, seed, shape, job.masks.references, len(job.normals))
-                 for k in block]
-        targets = job.masks.choose(
-            plans, lambda note: report(label, job.n - len(missing), job.n, note))
-        painted = paint_block(sd, learner, job.defect, plans, targets, job.settings)
-        for plan, target, crop in zip(plans, targets, painted):
-            if plan.k in missing:
-                photograph = open_photograph(target.normal.path)
-                image = composite(photograph, target.mask,
-                                  defect_crop(target.mask, job.settings.size), crop)
-                changed = change(photograph, image, target.mask)
-                paths = folder.write(job.defect, plan.k, target, image, changed, seed)
-                missing.remove(plan.k)
-                report(label, job.n - len(missing), job.n, "")
-                yield Pair(*paths, job.defect, plan.k, changed)
+        best = best_drafts(sd, learner, job, block, missing, seed, tries,
+                           lambda note: report(label, job.n - len(missing), job.n, note))
+        for k, draft in sorted(best.items()):
+            image, changed = draft.image(job.settings.size)
+            row = written(draft, job.settings.size, changed, seed)
+            doubtful = row["verdict"] == "doubtful"
+            paths = folder.write(job.defect, k, row, image, draft.target.mask, doubtful and strict)
+            missing.remove(k)
+            report(label, job.n - len(missing), job.n, "")
+            if not (doubtful and strict):
+                yield Pair(*paths, job.defect, k, changed, doubtful)
+
+
+def written(draft: Draft, size: int, changed: float, seed: int) -> dict[str, object]:
+    """What the manifest says of a pair beside its name and files."""
+    verdict, side = draft.verdict, defect_crop(draft.target.mask, size).side
+    scores = {} if verdict is None else {n: f"{v:.4g}" for n, v in verdict.scores.items()}
+    return {"try": draft.plan.attempt, "seed": seed, "normal": shown(draft.target.normal.path),
+            "mask_source": shown(draft.target.source), "change": f"{changed:.6g}",
+            "scale": f"{side / size:.4g}", "thin": int(draft.thin), **scores,
+            "verdict": "" if verdict is None else "pass" if verdict.passed else "doubtful",
+            "reason": "" if verdict is None else verdict.reason}
+
+
+def guidance_of(run: Run, defect: Defect, strength: float) -> float:
+    """The scale at which a defect is strength times as strong as in its photographs."""
+    found = run_folder.load_strength(run, defect)
+    scale, expected = found.at(strength)
+    if strength != 1:
+        asked = strength * found.goal
+        least = "least" if expected > asked else "most"
+        beyond = "" if abs(expected - asked) < 0.005 else \
+            f", out of reach: {expected:.2f} at {least}"
+        log.info("%s: strength %g asks for a contrast of %.2f%s; guidance %g", defect.key, strength,
+                 asked, beyond, scale)
+    return scale
 
 
 def paint(sd: StableDiffusion, run: Run, folder: PairFolder, *, defects: list[Defect] | None = None,
           n: int | None = None, normals: Path | None = None, masks: MaskSource = learned_masks,
           foreground: Foreground = anywhere, steps: int = STEPS, guidance: float | None = None,
-          against_object: bool = False, weigh: Weigh | None = None, batch_size: int = BATCH_SIZE,
-          seed: int = 0, report: Report = silent) -> Iterator[Pair]:
+          strength: float = 1.0, against_object: bool = False, weigh: Weigh | None = None,
+          gate: str = "mark", tries: int = TRIES, batch_size: int = BATCH_SIZE, seed: int = 0,
+          report: Report = silent) -> Iterator[Pair]:
     """Paint n pairs of every defect of the run, without those that are there; yields each written.
 
     defects: None: all of the run's. n: a defect; None: PAIRS, or 1 for one photograph and one mask
     file. normals: a photograph or a folder; None: those of the data. foreground: finds the objects
     that masks are to lie on. guidance: a scale; None: what training found, or 1 with a
-    re-weighting. against_object: the negative prompt is the object's words, not empty. weigh: d, m
-    -> w_m. Every fault of the input raises before any painting.
+    re-weighting. strength: how strong the defect is to be, relative to its photographs; needs a
+    guidance of None without a re-weighting. against_object: the negative prompt is the object's
+    words, not empty. weigh: d, m -> w_m. gate: mark (a pair unlike the photographs is drawn again,
+    tries times in all, and the best is kept), strict (or none is), off. Every fault of the input
+    raises before any painting.
     """
     defects = run.defects if defects is None else defects
     learner = run_folder.load_learner(run, sd, defects)
     to_rgb = run_folder.load_module(run, "latent_to_rgb")["latent_to_rgb"].to(sd.device)
+    if strength != 1 and (weigh is not None or guidance is not None):
+        raise ValueError("--strength: belongs to --guidance auto without --reweight; leave one out")
     if weigh is not None and guidance is None:
         log.info("with a re-weighting the guidance is 1: both strengthen, and its scale was found "
                  "without")
@@ -140,10 +236,11 @@ def paint(sd: StableDiffusion, run: Run, folder: PairFolder, *, defects: list[De
         source = masks(sd, run, defect, there, steps, objects[tuple(there)])
         wanted = n if n is not None else 1 if source.one_file and len(there) == 1 else PAIRS
         negative = defect.object.replace("_", " ") if against_object else ""
-        scale = run_folder.load_guidance(run, defect) if guidance is None else guidance
+        scale = guidance_of(run, defect, strength) if guidance is None else guidance
         settings = Settings(run.config["size"], steps, Guidance(scale, sd.context(negative)),
                             to_rgb, weigh)
-        jobs.append(Job(defect, there, source, settings, wanted))
+        jobs.append(Job(defect, there, source, settings, wanted,
+                        None if gate == "off" else load_gate(run, defect)))
     for model in each([sd], "comparing the checkpoint with the run's", 1, report):
         run_folder.check_weights(run, model.source, model.fingerprint())
     folder.settle_white(max(white_of(job.normals[0].path.parent) for job in jobs))
@@ -151,5 +248,9 @@ def paint(sd: StableDiffusion, run: Run, folder: PairFolder, *, defects: list[De
         for job in jobs:        # raises for what is not this tool's, before any painting
             _ = [folder.done(job.defect, k) for k in range(job.n)]
         for job in jobs:
-            yield from paint_job(sd, learner, job, folder, batch_size, seed, report)
+            yield from paint_job(sd, learner, job, folder, batch_size, seed, tries,
+                                 gate == "strict", report)
         folder.finish(run.config["size"])
+    for job in jobs:
+        log.info("%s: %s", job.defect.key, "; ".join(filter(None, (
+            folder.summary(job.defect, job.n), job.masks.refusals))))

@@ -7,6 +7,7 @@ Loaders sort names, hence the fixed width, and read every PNG below OUT/OBJECT, 
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,14 +23,13 @@ from anomaly.crop import defect_crop
 from anomaly.dataset import Defect
 from anomaly.files.atomic_files import append_rows, read_rows, write_image, write_json, write_rows
 from anomaly.files.holding import held, refuse_foreign
-from anomaly.files.names import same_path, shown, slug, unshown
+from anomaly.files.names import same_path, slug, unshown
 from anomaly.files.photographs import Photograph, decode, open_photograph
 from anomaly.files.remarks import remark
-from anomaly.pairs.plan import Target
 from anomaly.runs.sheets import sheet
 
 COLUMNS = ["image", "mask", "object", "defect", "k", "try", "seed", "normal", "mask_source",
-           "change"]
+           "change", "scale", "thin", "visible", "alike", "grain", "copy", "verdict", "reason"]
 LARGE = 2048                # pixels of a photograph that is to be shrunk to a tile
 ON_SHEET, A_ROW = 4, 2      # pairs of each defect on the contact sheet, and in one row of it
 # Version 0.1 wrote no version, and had these words for two values of --reweight.
@@ -79,9 +79,10 @@ class PairFolder:
         self._check_owner()
         self._check_options()
         # A row whose pair a kill has cut short: what lies there of it is this tool's.
-        self._rows = {row["image"]: row for row in read_rows(self._manifest, COLUMNS)}
-        self._whole = {name for name, row in self._rows.items()
-                       if (self.folder / name).is_file() and (self.folder / row["mask"]).is_file()}
+        self._rows = {self._names(row["object"], row["defect"], int(row["k"]), False)[0]: row
+                      for row in read_rows(self._manifest, COLUMNS)}
+        self._whole = {key for key, row in self._rows.items() if all(
+            (self.folder / row[name]).is_file() for name in ("image", "mask"))}
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -108,7 +109,10 @@ class PairFolder:
             if before["reweight"] != "off" and before.get("guidance") == "auto":
                 raise ValueError(f"{path}: made by version 0.1, which re-weighted with the "
                                  f"guidance that training found; choose another --out")
-        before.setdefault("foreground", "none")     # made before there was this option
+        if before:      # what folders that were made before there were these options do not say
+            for name, value in {"foreground": "none", "strength": 1.0, "gate": "off",
+                                "tries": 3}.items():
+                before.setdefault(name, value)
         for name, value in self.options.items():
             if name == "run" and before.get(name) != value:
                 raise ValueError(f"--run: another run than that of the pairs in {self.folder}, or "
@@ -128,14 +132,18 @@ class PairFolder:
         self.options["white"] = white
         self._check_options()
 
-    def _names(self, defect: Defect, k: int) -> tuple[str, str]:
-        object_, name = slug(defect.object), slug(defect.name)
-        return (f"{object_}/test/{name}/{k:05d}.png",
-                f"{object_}/ground_truth/{name}/{k:05d}_mask.png")
+    def _names(self, object_: str, defect: str, k: int, rejected: bool) -> tuple[str, str]:
+        """Of the image and the mask; the image of a pair that is not rejected is its key."""
+        root = f"_meta/rejected/{slug(object_)}" if rejected else slug(object_)
+        return (f"{root}/test/{slug(defect)}/{k:05d}.png",
+                f"{root}/ground_truth/{slug(defect)}/{k:05d}_mask.png")
+
+    def _key(self, defect: Defect, k: int) -> str:
+        return self._names(defect.object, defect.name, k, False)[0]
 
     def done(self, defect: Defect, k: int) -> bool:
         """True if pair k is complete. FileExistsError if a file of it is not this tool's."""
-        names = self._names(defect, k)
+        names = self._names(defect.object, defect.name, k, False)
         if names[0] not in self._rows:
             for name in names:
                 if (self.folder / name).exists():
@@ -144,26 +152,42 @@ class PairFolder:
                                           f"choose another --out")
         return names[0] in self._whole
 
-    def write(self, defect: Defect, k: int, target: Target, image: Photograph, change: float,
-              seed: int) -> tuple[Path, Path]:
-        """Write pair k; returns the paths of image and mask."""
+    def write(self, defect: Defect, k: int, said: dict[str, object], image: Photograph,
+              mask: np.ndarray, rejected: bool = False) -> tuple[Path, Path]:
+        """Write pair k, or what was rejected of it; returns the paths of image and mask.
+
+        said: what the manifest says of it beside its name and files. mask: bool (h, w).
+        """
         if not self._started:       # nothing at all is written before the first pair
             write_json(self._meta / "config.json", {
                 **self._before, "version": __version__, **self.options})
             write_rows(self._manifest, COLUMNS, self._rows.values())
             self._started = True
-        image_name, mask_name = self._names(defect, k)
-        row = {"image": image_name, "mask": mask_name, "object": defect.object,
-               "defect": defect.name, "k": k, "try": 0, "seed": seed,
-               "normal": shown(target.normal.path),
-               "mask_source": shown(target.source), "change": f"{change:.6g}"}
-        if image_name not in self._rows:
-            append_rows(self._manifest, COLUMNS, [row])
-        self._rows[image_name] = {column: str(row[column]) for column in COLUMNS}
-        write_image(self.folder / mask_name, target.mask.astype(np.uint8) * 255)
+        image_name, mask_name = self._names(defect.object, defect.name, k, rejected)
+        row = {**dict.fromkeys(COLUMNS, ""), "image": image_name, "mask": mask_name,
+               "object": defect.object, "defect": defect.name, "k": k, **said}
+        key = self._key(defect, k)
+        append_rows(self._manifest, COLUMNS, [row])
+        self._rows[key] = {column: str(row[column]) for column in COLUMNS}
+        write_image(self.folder / mask_name, mask.astype(np.uint8) * 255)
         write_image(self.folder / image_name, image.values)
-        self._whole.add(image_name)
+        self._whole.add(key)
         return self.folder / image_name, self.folder / mask_name
+
+    def summary(self, defect: Defect, n: int) -> str:
+        """What came of the first n pairs of a defect, in words."""
+        rows = [self._rows[key] for k in range(n) if (key := self._key(defect, k)) in self._whole]
+        doubtful = [row for row in rows if row["verdict"] == "doubtful"]
+        empty = sum(row["image"].startswith("_meta/") for row in rows)
+        reasons = Counter(reason.split()[0] for row in doubtful
+                          for reason in row["reason"].split("; "))
+        why = ", ".join(f"{name} {count}" for name, count in reasons.most_common())
+        coarse = sum(float(row["scale"] or 0) > 1 for row in rows)
+        slim = sum(row["thin"] == "1" for row in rows)
+        return (f"{n} asked, {len(rows) - empty} made, {len(doubtful)} doubtful"
+                + (f" ({why})" if why else "") + (f", {empty} left out" if empty else "")
+                + (f"; {coarse} coarser than their photograph" if coarse else "")
+                + (f"; {slim} thinner than two latent cells" if slim else ""))
 
     @property
     def sheet(self) -> Path:
@@ -175,12 +199,14 @@ class PairFolder:
 
         What a kill has cut short and this command did not ask for again is taken away.
         """
-        for name in set(self._rows) - self._whole:
-            for file in (name, self._rows.pop(name)["mask"]):
-                (self.folder / file).unlink(missing_ok=True)
+        for key in set(self._rows) - self._whole:
+            row = self._rows.pop(key)
+            for name in ("image", "mask"):
+                (self.folder / row[name]).unlink(missing_ok=True)
         rows = sorted(self._rows.values(),
                       key=lambda row: (row["object"], row["defect"], int(row["k"])))
         write_rows(self._manifest, COLUMNS, rows)
+        rows = [row for row in rows if not row["image"].startswith("_meta/")]
         shown_ = [row for row in rows if unshown(row["normal"]).is_file()]
         if len(shown_) < len(rows):
             remark(self.sheet, "%d pairs are not on it, their normal photographs are gone",
@@ -196,8 +222,9 @@ class PairFolder:
             chosen = list(islice(group, ON_SHEET))
             for i in range(0, len(chosen), A_ROW):
                 some = chosen[i:i + A_ROW]
-                numbers = ", ".join(f"{int(row['k']):05d} (change {float(row['change']):.3f})"
-                                    for row in some)
+                numbers = ", ".join(
+                    f"{int(row['k']):05d} (change {float(row['change']):.3f}"
+                    + (", doubtful)" if row["verdict"] == "doubtful" else ")") for row in some)
                 tiles = [tile for row in some for tile in self._tiles(row, size)]
                 yield f"{object_}/{name}  {numbers}", tiles
 

@@ -3,7 +3,10 @@
 Guidance makes a defect stand out more, and how much it takes differs from defect to defect. So a
 defect is painted over its own training photographs with two scales, and the scale at which its
 contrast would be theirs is read off the straight line through them. Contrast may fall again as the
-scale grows, so a scale beyond the two is painted with, too, and must come nearer.
+scale grows, so a scale beyond the two is painted with, too, and must come nearer. A defect that is
+painted light where its photograph has it dark has less contrast than none. The points that were
+measured are kept: a strength of S asks for S times the contrast, and its scale is read off the line
+through them. Below a scale of 1 something else than the defect would be painted, too.
 
 departs from the paper: it has no guidance.
 """
@@ -40,13 +43,14 @@ def contrasts(sd: StableDiffusion, defect: Defect, learner: AnomalyEmbedding,
     context = context_of(sd, learner, defect.stem, masks)
     parts = [slice(i, i + BATCH) for i in range(0, len(views), BATCH)]
 
-    def together(pictures: Iterable[Tensor]) -> float:
-        return contrast(torch.cat([some.float().cpu() for some in pictures]), masks)
+    def together(pictures: Iterable[Tensor]) -> Tensor:
+        return torch.cat([some.float().cpu() for some in pictures])
 
     images = (torch.stack([view.image for view in views[part]]).to(sd.device) for part in parts)
     real = together(sd.vae.decode(sd.vae.encode(some)[0]) for some in images)
-    return real, [together(paint_crops(sd, views[part], context[part], noise[part], trial)
-                           for part in parts) for trial in trials]
+    return contrast(real, masks), [contrast(together(
+        paint_crops(sd, views[part], context[part], noise[part], trial) for part in parts),
+        masks, real) for trial in trials]
 
 
 def scale_for(goal: float, reached: list[float]) -> float:
@@ -57,11 +61,35 @@ def scale_for(goal: float, reached: list[float]) -> float:
 
 @dataclass(frozen=True)
 class Strength:
-    """A defect's guidance scale, to two digits after the point, and how strong that makes it."""
+    """A defect's guidance scale, to two digits after the point, and how strong scales make it."""
 
     guidance: float
-    contrast: float     # expected of what is painted: by the line of TRIED, beyond it as measured
-    goal: float         # contrast of the training photographs
+    goal: float                             # contrast of the training photographs
+    line: tuple[tuple[float, float], ...]   # (scale, contrast) as measured, scales rising from 1
+
+    @property
+    def contrast(self) -> float:
+        """Expected of what is painted with guidance: between two points by their line."""
+        scales, contrasts = np.array(self.line).T
+        return float(np.interp(self.guidance, scales, contrasts))
+
+    def at(self, strength: float) -> tuple[float, float]:
+        """(scale, contrast expected) for strength times the photographs' contrast, in reach or not.
+
+        1 is the guidance found. In reach are scales from 1 to the last one measured, and on to
+        LARGEST along the last piece of the line if it rises.
+        """
+        if strength == 1:
+            return self.guidance, self.contrast
+        (x0, y0), (x1, y1) = self.line[-2:]
+        line = list(self.line)
+        if x1 < LARGEST and y1 > y0:
+            line.append((LARGEST, y1 + (y1 - y0) / (x1 - x0) * (LARGEST - x1)))
+        asked = strength * self.goal
+        for (x0, y0), (x1, y1) in zip(line, line[1:]):
+            if y0 <= asked <= y1:
+                return round(x0 + (asked - y0) / max(y1 - y0, 1e-12) * (x1 - x0), 2), asked
+        return min(line, key=lambda point: abs(point[1] - asked))
 
 
 def strength_of(sd: StableDiffusion, defect: Defect, learner: AnomalyEmbedding,
@@ -80,10 +108,11 @@ def strength_of(sd: StableDiffusion, defect: Defect, learner: AnomalyEmbedding,
         return goal, reached
 
     goal, reached = painted(*TRIED)
+    line = tuple(zip(TRIED, reached))
     scale = round(scale_for(goal, reached), 2)
     if scale > TRIED[1]:
         _, (beyond,) = painted(scale)
-        if abs(goal - beyond) < abs(goal - reached[1]):
-            return Strength(scale, beyond, goal)
-        scale = TRIED[1]
-    return Strength(scale, float(np.interp(scale, TRIED, reached)), goal)
+        line = (*line, (scale, beyond))
+        if abs(goal - beyond) >= abs(goal - reached[1]):
+            scale = TRIED[1]
+    return Strength(scale, goal, line)

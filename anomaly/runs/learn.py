@@ -21,7 +21,7 @@ from anomaly.painter import Settings
 from anomaly.progress import Report, each, silent
 from anomaly.runs import run_folder, run_state
 from anomaly.runs.gating import gate_of, save_gates
-from anomaly.runs.guidance import strength_of
+from anomaly.runs.guidance import Strength, strength_of
 from anomaly.runs.preview import preview_row
 from anomaly.runs.run_folder import Run
 from anomaly.runs.sheets import sheet
@@ -72,14 +72,14 @@ def train_stage(run: Run, stage: str, sd: StableDiffusion, views: dict[str, View
 
 
 def find_guidance(sd: StableDiffusion, defects: list[Defect], learner: AnomalyEmbedding,
-                  settings: Settings, report: Report) -> dict[str, float]:
+                  settings: Settings, report: Report) -> dict[str, Strength]:
     """The scale of each defect at which its contrast is that of its photographs, by stem."""
     found = {}
     for defect in each(defects, "finding the guidance", len(defects), report):
         strength = strength_of(sd, defect, learner, settings)
         log.info("%s: guidance %g, for a contrast of %.2f; the photographs have %.2f",
                  defect.key, strength.guidance, strength.contrast, strength.goal)
-        found[defect.stem] = strength.guidance
+        found[defect.stem] = strength
     return found
 
 
@@ -161,6 +161,6 @@ def _learn(sd: StableDiffusion, run: Run, defects: list[Defect], steps: int, bat
 
     rows = []
     for defect in each(defects, "drawing the preview", len(defects), report):
-        found = replace(settings, guidance=Guidance(guidance[defect.stem], uncond))
+        found = replace(settings, guidance=Guidance(guidance[defect.stem].guidance, uncond))
         rows.append(preview_row(sd, defect, learner, masks, found))
     write_image(run.preview, sheet(rows))

@@ -16,7 +16,7 @@
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from anomaly.files.holding import refuse_foreign
 from anomaly.files.names import same_path, whole
 from anomaly.files.photographs import decode
 from anomaly.prompt import PROMPT
+from anomaly.runs.guidance import Strength
 from ldm.model import StableDiffusion
 
 
@@ -205,14 +206,15 @@ def load_masks(run: Run, defect: Defect) -> list[np.ndarray]:
 
 
 def save_vectors(run: Run, folder: str, suffix: str, vectors: nn.ParameterDict,
-                 guidance: dict[str, float] | None = None) -> None:
-    """One file a defect, of e_a with its guidance scale in the metadata.
+                 strengths: dict[str, Strength] | None = None) -> None:
+    """One file a defect, of e_a with its strength in the metadata.
 
     The key is lower case because CLIP's tokenizer lower-cases the prompts.
     """
     for defect in run.defects:
         key = f"<{defect.stem.lower()}{suffix}>"
-        more = {} if guidance is None else {"guidance": str(guidance[defect.stem])}
+        more = {} if strengths is None else {
+            key: json.dumps(value) for key, value in asdict(strengths[defect.stem]).items()}
         save_module(run, f"{folder}/{defect.stem}", {key: vectors[defect.stem].float()},
                     object=defect.object, defect=defect.name, **more)
 
@@ -241,14 +243,15 @@ def load_vectors(run: Run, folder: str, defect: Defect) -> Tensor:
     return next(iter(load_module(run, f"{folder}/{defect.stem}").values()))
 
 
-def load_guidance(run: Run, defect: Defect) -> float:
-    """The guidance scale that training found for a defect; ValueError if there is none."""
+def load_strength(run: Run, defect: Defect) -> Strength:
+    """The strength that training found for a defect; ValueError if there is none."""
     name = f"embeddings/{defect.stem}"
     metadata = _load(run, name)[1]
-    if "guidance" not in metadata:
+    if not {"guidance", "goal", "line"} <= set(metadata):
         raise ValueError(f"{run.folder / name}.safetensors: no guidance in its metadata; give "
                          f"--guidance, or run train_embed.py with --resume")
-    return float(metadata["guidance"])
+    guidance, goal, line = (json.loads(metadata[key]) for key in ("guidance", "goal", "line"))
+    return Strength(guidance, goal, tuple(map(tuple, line)))
 
 
 def check_weights(run: Run, source: str, sha256: str) -> None:

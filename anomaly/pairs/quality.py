@@ -1,0 +1,61 @@
+"""Any folder of pairs, judged by the gates of a run: `tools/evaluate.py quality` tells it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from anomaly.crop import Cropped, defect_crop, take
+from anomaly.dataset import Defect, Example, find_defects, read_example_mask
+from anomaly.files.atomic_files import read_rows
+from anomaly.files.names import unshown
+from anomaly.files.photographs import read_photograph
+from anomaly.pairs.pair_folder import COLUMNS
+from anomaly.progress import Report, each, silent
+from anomaly.runs.gating import load_gate
+from anomaly.runs.run_folder import Run
+from anomaly.scores.gate import judge
+from ldm.model import StableDiffusion
+
+SCORES = ("visible", "alike", "grain", "copy")
+JUDGED = ["image", "object", "defect", *SCORES, "verdict", "reason"]
+
+
+def normals_by_image(pairs: Path) -> dict[Path, Path]:
+    """The normal photograph of each image, as far as the manifest names it and it is there."""
+    rows = read_rows(pairs / "_meta" / "manifest.csv", COLUMNS)
+    found = {(pairs / row["image"]).resolve(): unshown(row["normal"]) for row in rows}
+    return {image: normal for image, normal in found.items() if normal.is_file()}
+
+
+def judged(sd: StableDiffusion, run: Run, defects: list[Defect], normals: dict[Path, Path],
+           report: Report = silent) -> Iterator[dict[str, str]]:
+    """A row, of JUDGED, for each pair of the defects; visible is "" where no normal is known.
+
+    Raises ValueError for a defect that the run has not learned.
+    """
+    known = {defect.key: defect for defect in run.defects}
+    for defect in defects:
+        if defect.key not in known:
+            raise ValueError(f"--pairs: {defect.key}, which {run.folder} has not learned; it has "
+                             f"{', '.join(known)}")
+    gates = {defect.key: load_gate(run, known[defect.key]) for defect in defects}
+    size, factor = run.config["size"], sd.vae.config.factor
+
+    def view(path: Path, example: Example) -> Cropped:
+        mask = read_example_mask(example)
+        return take(read_photograph(path), mask, defect_crop(mask, size), size, factor)
+
+    pairs = [(defect, example) for defect in defects for example in defect.examples]
+    for defect, example in each(pairs, "judging", len(pairs), report):
+        normal = normals.get(example.image.resolve())
+        after = view(example.image, example)
+        before = None if normal is None else view(normal, example).image[None]
+        verdict, = judge(sd.vae, gates[defect.key], before, after.image[None], after.mask[None])
+        yield {**dict.fromkeys(JUDGED, ""), "image": str(example.image), "object": defect.object,
+               "defect": defect.name, "verdict": "pass" if verdict.passed else "doubtful",
+               "reason": verdict.reason, **{n: f"{v:.4g}" for n, v in verdict.scores.items()}}
+
+
+def judged_folder(sd: StableDiffusion, run: Run, pairs: Path,
+                  report: Report = silent) -> Iterator[dict[str, str]]:
+    """The same for every pair of a folder in MVTec AD layout."""
+    return judged(sd, run, find_defects(pairs), normals_by_image(pairs), report)
