@@ -156,6 +156,10 @@ def test_few_photographs_give_a_hint_and_copies_of_one_are_few(sd, material):
     one = calibrate(sd.vae, first(1))
     assert one.photographs == 1 and one.alike == -1 and one.copy == 0.5
     assert np.isfinite([one.visible, *one.grain]).all()
+    alone = calibrate(sd.vae, replace(first(1), surfaces=material.real[:0],
+                                      surface_masks=material.masks[:0],
+                                      painted_surfaces=material.real[:0]))
+    assert torch.isfinite(alone.known).all() and torch.isfinite(alone.scale).all()
 
 
 def test_without_surfaces_the_change_of_the_vae_is_that_of_the_photographs(sd, material):

@@ -40,6 +40,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Parse, load, judge, print what share of each defect passes."""
     args = parse_args(argv)
+    if args.csv is not None and not args.csv.parent.is_dir():
+        raise FileNotFoundError(f"{args.csv}: no such folder; give a --csv in one that is there")
     if args.csv is not None and args.csv.exists():
         raise FileExistsError(f"{args.csv}: is there already, and is never overwritten; give a new "
                               f"--csv")

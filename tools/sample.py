@@ -114,8 +114,8 @@ def pair_options(args: argparse.Namespace, run: Run) -> dict[str, object]:
             else args.foreground,
             "normals": None if args.normals is None else str(whole(args.normals)),
             "steps": args.steps, "guidance": own_scale if args.guidance is None else args.guidance,
-            "gate": args.gate, "tries": args.tries, "strength": args.strength,
-            "negative": args.negative,
+            "gate": args.gate, "tries": args.tries if args.gate != "off" else 1,
+            "strength": args.strength, "negative": args.negative,
             "reweight": args.reweight, "reweight_gain": args.reweight_gain,
             "dtype": args.dtype, "seed": args.seed}
 
@@ -145,7 +145,8 @@ def main(argv: list[str] | None = None) -> None:
                 gate=args.gate, tries=args.tries, batch_size=args.batch_size, seed=args.seed,
                 report=report):
             cli.say(pair.image)
-    cli.say(folder.sheet)
+    if folder.sheet.is_file():
+        cli.say(folder.sheet)
 
 
 if __name__ == "__main__":

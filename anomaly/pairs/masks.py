@@ -34,6 +34,7 @@ from anomaly.runs.run_folder import Run, load_masks, load_vectors
 from ldm.model import StableDiffusion
 
 KEPT, NO_PLACE = "kept", "no place"
+TRIED = 8       # photographs in which a variation is
 VARIATIONS = 8  # of a training mask that are tried for a place, before it is taken as it is
 GIVE_UP = 64    # generated masks refused in a row before the mask model is judged useless
 log = logging.getLogger(__name__)
@@ -106,8 +107,10 @@ def training_masks(sd: StableDiffusion, run: Run, defect: Defect, normals: list[
         patches = (varied(real, (min(sizes), max(sizes)), flip, plan.rng)
                    for _ in range(VARIATIONS))
         in_turn = [normals[i] for i in plan.order]
-        return next(found for patch in chain(patches, [real])
-                    for found in _targets(patch, in_turn, objects))
+        # A variation is tried in few photographs, the real mask, which has a place, in all.
+        return next(chain(
+            (found for patch in patches for found in _targets(patch, in_turn[:TRIED], objects)),
+            _targets(real, in_turn, objects)))
     return Masks(lambda plans, tell: [target(p) for p in plans], len(usable))
 
 

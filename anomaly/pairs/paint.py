@@ -140,7 +140,12 @@ def best_drafts(sd: StableDiffusion, learner: AnomalyEmbedding, job: Job, block:
     for attempt in range(1 if job.gate is None else tries):
         plans = [draw_plan(job.defect, k, seed, shape, job.masks.references, len(job.normals),
                            attempt) for k in block]
-        targets = job.masks.choose(plans, tell)
+        try:
+            targets = job.masks.choose(plans, tell)
+        except RuntimeError:
+            if attempt == 0:
+                raise
+            break       # no masks for another try: the best so far is kept
         for draft in paint_block(sd, learner, job.defect, plans, targets, job.settings, job.gate):
             k = draft.plan.k
             if k in waiting and draft.better_than(best.get(k)):
@@ -193,9 +198,8 @@ def guidance_of(run: Run, defect: Defect, strength: float) -> float:
     scale, expected = found.at(strength)
     if strength != 1:
         asked = strength * found.goal
-        least = "least" if expected > asked else "most"
         beyond = "" if abs(expected - asked) < 0.005 else \
-            f", out of reach: {expected:.2f} at {least}"
+            f", out of reach, the nearest is {expected:.2f}"
         log.info("%s: strength %g asks for a contrast of %.2f%s; guidance %g", defect.key, strength,
                  asked, beyond, scale)
     return scale

@@ -109,9 +109,9 @@ class PairFolder:
             if before["reweight"] != "off" and before.get("guidance") == "auto":
                 raise ValueError(f"{path}: made by version 0.1, which re-weighted with the "
                                  f"guidance that training found; choose another --out")
-        if before:      # what folders that were made before there were these options do not say
+        if "seed" in before:    # of sample.py, maybe made before there were these options
             for name, value in {"foreground": "none", "strength": 1.0, "gate": "off",
-                                "tries": 3}.items():
+                                "tries": 1}.items():
                 before.setdefault(name, value)
         for name, value in self.options.items():
             if name == "run" and before.get(name) != value:

@@ -1,13 +1,14 @@
 """Any folder of pairs, judged by the gates of a run: `tools/evaluate.py quality` tells it."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from anomaly.crop import Cropped, defect_crop, take
 from anomaly.dataset import Defect, Example, find_defects, read_example_mask
 from anomaly.files.atomic_files import read_rows
-from anomaly.files.names import unshown
-from anomaly.files.photographs import read_photograph
+from anomaly.files.names import shown, unshown
+from anomaly.files.photographs import Photograph, open_photograph
 from anomaly.pairs.pair_folder import COLUMNS
 from anomaly.progress import Report, each, silent
 from anomaly.runs.gating import load_gate
@@ -32,25 +33,29 @@ def judged(sd: StableDiffusion, run: Run, defects: list[Defect], normals: dict[P
 
     Raises ValueError for a defect that the run has not learned.
     """
-    known = {defect.key: defect for defect in run.defects}
+    known = {defect.stem: defect for defect in run.defects}     # as folders of pairs are called
     for defect in defects:
-        if defect.key not in known:
+        if defect.stem not in known:
             raise ValueError(f"--pairs: {defect.key}, which {run.folder} has not learned; it has "
-                             f"{', '.join(known)}")
-    gates = {defect.key: load_gate(run, known[defect.key]) for defect in defects}
+                             f"{', '.join(learned.key for learned in run.defects)}")
+    gates = {defect.key: load_gate(run, known[defect.stem]) for defect in defects}
     size, factor = run.config["size"], sd.vae.config.factor
 
-    def view(path: Path, example: Example) -> Cropped:
+    def view(photograph: Photograph, example: Example) -> Cropped:
         mask = read_example_mask(example)
-        return take(read_photograph(path), mask, defect_crop(mask, size), size, factor)
+        return take(photograph.seen, mask, defect_crop(mask, size), size, factor)
 
     pairs = [(defect, example) for defect in defects for example in defect.examples]
     for defect, example in each(pairs, "judging", len(pairs), report):
         normal = normals.get(example.image.resolve())
-        after = view(example.image, example)
-        before = None if normal is None else view(normal, example).image[None]
+        pair, before = open_photograph(example.image), None
+        if normal is not None:
+            photograph = open_photograph(normal)
+            before = view(photograph, example).image[None]
+            pair = replace(pair, white=photograph.white)
+        after = view(pair, example)
         verdict, = judge(sd.vae, gates[defect.key], before, after.image[None], after.mask[None])
-        yield {**dict.fromkeys(JUDGED, ""), "image": str(example.image), "object": defect.object,
+        yield {**dict.fromkeys(JUDGED, ""), "image": shown(example.image), "object": defect.object,
                "defect": defect.name, "verdict": "pass" if verdict.passed else "doubtful",
                "reason": verdict.reason, **{n: f"{v:.4g}" for n, v in verdict.scores.items()}}
 

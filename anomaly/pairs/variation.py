@@ -43,9 +43,8 @@ def varied(patch: MaskPatch, sizes: tuple[float, float], flip: bool,
     factor = float(np.exp(rng.uniform(np.log(min(low, 1.0)), np.log(max(high, 1.0)))))
     grey = Image.fromarray(mask.astype(np.uint8) * 255)
     shape = [max(1, round(side * factor)) for side in grey.size]
-    scaled = np.asarray(grey.resize(shape, Image.Resampling.BOX)) >= 128
-    if not scaled.any():        # thinner than a pixel
-        scaled, factor = mask, 1.0
+    # A quarter, as where masks are turned: a line of one pixel stays whole at half its size.
+    scaled = np.asarray(grey.resize(shape, Image.Resampling.BOX)) > 62
     reach = int(np.hypot(*scaled.shape)) + 2
     turned = turn_mask(np.pad(scaled, reach), rng.uniform(-MAX_ANGLE, MAX_ANGLE))
     left, top, right, bottom = box(turned)

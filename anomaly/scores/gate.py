@@ -153,7 +153,9 @@ def calibrate(vae: VAE, material: Material) -> Gate:
     real, painted, empties, surfaces = (features(vae, *pair) for pair in (
         (m.real, m.masks), (m.painted, m.masks), (m.empties, some), (m.surfaces, m.surface_masks)))
     nothing = torch.cat([empties, surfaces])
-    centre, scale = nothing.mean(dim=0), nothing.std(dim=0).clamp_min(1e-6)
+    centre, scale = nothing.mean(dim=0), torch.ones(nothing.shape[1])
+    if len(nothing) > 1:
+        scale = nothing.std(dim=0).clamp_min(1e-6)
     known = (torch.cat([real, painted]) - centre) / scale
     alike, _ = interval(apart(cosines(known, known), 2 * group, 2 * group), groups, P, -1.0, 1.0)
 
