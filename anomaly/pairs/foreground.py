@@ -171,6 +171,7 @@ def objects_found(normals: list[Normal], report: Report) -> Objects:
            "photograph; masks stay on it", 100 * usual)
 
     def objects(normal: Normal) -> np.ndarray:
+        """What was found at the reduced size, at the photograph's own."""
         grey = Image.fromarray(reduced(normal.path).astype(np.uint8) * 255)
         return np.asarray(grey.resize((normal.width, normal.height),
                                       Image.Resampling.BILINEAR)) >= 128
@@ -184,6 +185,7 @@ def part_masks(folder: Path) -> Foreground:
         named, _ = masks_of([normal.path for normal in normals], mask_files_in(folder))
 
         def objects(normal: Normal) -> np.ndarray:
+            """The masks of the photograph's name, united."""
             if normal.path not in named:
                 raise ValueError(f"{normal.path}: no mask of that name in {folder}; --foreground "
                                  f"takes auto, none, or a folder with {normal.path.stem}.png, "

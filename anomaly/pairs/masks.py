@@ -188,14 +188,14 @@ def learned_masks(sd: StableDiffusion, run: Run, defect: Defect, normals: list[N
     real = [shape_of(mask_picture(mask, size, factor).mask, factor)
             for mask in load_masks(run, defect)]
 
-    drawn_: Counter[str] = Counter()
+    tally: Counter[str] = Counter()
 
     def target(picture: Tensor, plan: Plan) -> Target | None:
         reason = refusal(picture, real, factor)
         patch = learned_patch(picture.numpy(), patches[plan.reference]) if reason is None else None
         found = None if patch is None else next(
             _targets(patch, (normals[i] for i in plan.order), objects), None)
-        drawn_[reason or (NO_PLACE if found is None else KEPT)] += 1
+        tally[reason or (NO_PLACE if found is None else KEPT)] += 1
         return found
 
     def choose(plans: list[Plan], tell: Callable[[str], None]) -> list[Target]:
@@ -221,4 +221,4 @@ def learned_masks(sd: StableDiffusion, run: Run, defect: Defect, normals: list[N
                 raise RuntimeError(f"{defect.key}: none of {refused} masks was accepted; use "
                                    f"--masks train, or train longer")
         return [found[i] for i in range(len(plans))]
-    return Masks(choose, len(patches), drawn=drawn_)
+    return Masks(choose, len(patches), drawn=tally)

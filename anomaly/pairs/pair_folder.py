@@ -207,12 +207,12 @@ class PairFolder:
                       key=lambda row: (row["object"], row["defect"], int(row["k"])))
         write_rows(self._manifest, COLUMNS, rows)
         rows = [row for row in rows if not row["image"].startswith("_meta/")]
-        shown_ = [row for row in rows if unshown(row["normal"]).is_file()]
-        if len(shown_) < len(rows):
+        drawable = [row for row in rows if unshown(row["normal"]).is_file()]
+        if len(drawable) < len(rows):
             remark(self.sheet, "%d pairs are not on it, their normal photographs are gone",
-                   len(rows) - len(shown_))
-        if shown_:
-            write_image(self.sheet, sheet(list(self._sheet_rows(shown_, size))))
+                   len(rows) - len(drawable))
+        if drawable:
+            write_image(self.sheet, sheet(list(self._sheet_rows(drawable, size))))
 
     def _sheet_rows(self, rows: list[dict[str, str]],
                     size: int) -> Iterator[tuple[str, list[np.ndarray]]]:
