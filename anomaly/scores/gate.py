@@ -60,7 +60,7 @@ class Gate:
     copy: float                 # at most
     photographs: int            # distinct ones that the bounds rest on
     empties: float              # self-test: share of the empty paintings that the gate catches
-    surfaces: float             # and of defect-free surfaces
+    surfaces: float | None      # and of defect-free surfaces; None: there were none
     centre: Tensor              # (2c,): mean and deviation of features of what is no defect
     scale: Tensor
     known: Tensor               # (2n, 2c): features of the training views, centred and scaled
@@ -76,13 +76,16 @@ class Gate:
         """Why the gate is no more than a hint; "" if it is more."""
         if self.photographs < FEW:
             return f"bounds need {FEW} distinct photographs"
-        return "it lets too much pass" if min(self.empties, self.surfaces) < WEAK else ""
+        caught = (self.empties, 1.0 if self.surfaces is None else self.surfaces)
+        return "it lets too much pass" if min(caught) < WEAK else ""
 
     @property
     def worth(self) -> str:
         """What the gate rests on and what it catches, for people."""
         said = (f"the gate rests on {self.photographs} distinct photographs; it catches "
-                f"{self.empties:.0%} of empty paintings and {self.surfaces:.0%} of normals")
+                f"{self.empties:.0%} of empty paintings and "
+                + ("was tried on no normals" if self.surfaces is None
+                   else f"{self.surfaces:.0%} of normals"))
         hint = f"; a hint: {self.why_a_hint}" if self.why_a_hint else ""
         return (said + hint).replace("%", " %")
 
@@ -177,8 +180,8 @@ def calibrate(vae: VAE, material: Material) -> Gate:
     def caught(found: Tensor, pictures: Tensor, masks: Tensor) -> float:
         judged = verdicts(gate, {"alike": gate.likeness(found), "grain": grain(pictures, masks)})
         return sum(not verdict.passed for verdict in judged) / max(1, len(judged))
-    return replace(gate, empties=caught(empties, m.empties, some),
-                   surfaces=caught(surfaces, m.surfaces, m.surface_masks))
+    tried = caught(surfaces, m.surfaces, m.surface_masks) if len(surfaces) else None
+    return replace(gate, empties=caught(empties, m.empties, some), surfaces=tried)
 
 
 def verdicts(gate: Gate, scores: dict[str, Tensor]) -> list[Verdict]:
