@@ -1,10 +1,23 @@
-"""How a long story says where it is: it calls report(label, done, total, note), shown or not."""
+"""How a long story says where it is, and is asked to end early.
+
+It calls report(label, done, total, note), shown or not, and stop() where all it wrote is whole.
+"""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 T = TypeVar("T")
 Report = Callable[[str, int, int, str], None]     # label, done, total, note
+Stop = Callable[[], bool]       # True: end here
+
+
+class Stopped(Exception):
+    """The story has ended early, as stop() asked; the same command goes on from there."""
+
+
+def never() -> bool:
+    """The stop that nobody asks for: the default. tools/cli.py has the one of SIGTERM."""
+    return False
 
 
 def silent(label: str, done: int, total: int, note: str) -> None:

@@ -5,6 +5,7 @@ import errno
 import io
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -17,6 +18,7 @@ from tqdm import tqdm
 
 from anomaly import __version__
 from anomaly.files.names import shown
+from anomaly.progress import Stopped
 
 
 class Parser(argparse.ArgumentParser):
@@ -97,13 +99,41 @@ def path(text: str) -> Path:
     return Path(text)
 
 
+def _variable(name: str, low: int = 0) -> int:
+    """A whole number from the environment; ValueError that names it otherwise."""
+    try:
+        return at_least(low)(os.environ[name])
+    except argparse.ArgumentTypeError as err:
+        raise ValueError(f"{name}: {err}, as torchrun and srun set it; unset it") from None
+
+
+def workers() -> tuple[int, int]:
+    """(i, n): this process among the n that torchrun or srun has started; alone it is (0, 1).
+
+    A batch script has Slurm's numbers of tasks, too, but is one process: it is in no step.
+    """
+    alone = "SLURM_JOB_ID" in os.environ and "SLURM_STEP_ID" not in os.environ
+    tasks = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in os.environ else "SLURM_NTASKS"
+    for rank, count in (("RANK", "WORLD_SIZE"), *([] if alone else [("SLURM_PROCID", tasks)])):
+        if rank in os.environ and count in os.environ:
+            i, n = _variable(rank), _variable(count, 1)
+            if i >= n:
+                raise ValueError(f"{rank}: found {i}, expected less than {count}, which is {n}")
+            return i, n
+    return 0, 1
+
+
 def choose_device(name: str) -> str:
-    """auto, cpu or cuda -> the device; ValueError if cuda is asked for and there is none."""
+    """auto, cpu or cuda -> the device; ValueError if cuda is asked for and there is none.
+
+    Of several GPUs each process of a machine takes its own, in turn.
+    """
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: no CUDA device was found; use --device cpu or auto")
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return name
+    if name == "cpu" or not torch.cuda.is_available():
+        return "cpu"
+    local = next((n for n in ("LOCAL_RANK", "SLURM_LOCALID") if n in os.environ), None)
+    return "cuda" if local is None else f"cuda:{_variable(local) % torch.cuda.device_count()}"
 
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -134,16 +164,37 @@ class Remarks(logging.Handler):
         tqdm.write(one_line(record.getMessage()), file=sys.stderr)
 
 
+GOES_ON = "what is written is whole, the same command goes on from there"
+_terminated = threading.Event()
+
+
+def _resume(name: str) -> str:
+    return " (with --resume, once it has learned something)" if "train_embed" in name else ""
+
+
+def terminated() -> bool:
+    """An anomaly.progress.Stop: True once SIGTERM has come, as schedulers send it before a kill."""
+    return _terminated.is_set()
+
+
 def run_tool(name: str, main: Callable[[], None]) -> int:
-    """Exit code of a tool: 0, 2 if the input is at fault, 130 if interrupted, 1 for the rest."""
+    """Exit code of a tool: 0, 2 if the input is at fault, 1 for the rest.
+
+    130 if interrupted; 143 if terminated, which ends the block or step first.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):    # names may be bytes that no encoding has
         utf8 = sys.stdout.encoding.lower() == "utf-8"
         sys.stdout.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
     for package in map(logging.getLogger, ("ldm", "weights", "anomaly")):
         package.setLevel(logging.INFO)
         package.handlers, package.propagate = [Remarks()], False
+    _terminated.clear()
+    before = signal.signal(signal.SIGTERM, lambda *_: _terminated.set())
     try:
         main()
+    except Stopped:
+        print(f"{name}: terminated; {GOES_ON}{_resume(name)}", file=sys.stderr)
+        return 143
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError,
             PermissionError, ValueError) as err:
         if isinstance(err, OSError) and err.filename is not None:       # the system's own words
@@ -152,9 +203,7 @@ def run_tool(name: str, main: Callable[[], None]) -> int:
         print(one_line(f"{name}: {err}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        again = " (with --resume, once it has learned something)" if "train_embed" in name else ""
-        print(f"{name}: interrupted; what is written is whole, the same command goes on from there"
-              f"{again}", file=sys.stderr)
+        print(f"{name}: interrupted; {GOES_ON}{_resume(name)}", file=sys.stderr)
         return 130
     except MemoryError:
         print(f"{name}: not enough memory; give a smaller --batch-size or --size", file=sys.stderr)
@@ -166,6 +215,8 @@ def run_tool(name: str, main: Callable[[], None]) -> int:
         remedy = "; make room on the disk, or give another --out" if full else ""
         print(f"{name}: {' '.join(str(err).split())}{remedy}", file=sys.stderr)
         return 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0
 
 
