@@ -39,3 +39,15 @@ def start(tool, *argv):
                             text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                             env={**os.environ, "OMP_NUM_THREADS": "1"},
                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+
+
+def fork(tool, *argv):
+    """The tool in a copy of this process, which starts at once; its number, for os.kill."""
+    if (child := os.fork()) == 0:
+        os._exit(call(tool, *argv))
+    return child
+
+
+def end_of(child):
+    """Exit code of a forked tool, or minus the signal that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -9,7 +9,7 @@ from anomaly.drawn.fields import View
 from anomaly.drawn.products import OBJECTS, PRODUCTS
 from anomaly.drawn.scenes import draw_scene
 from anomaly.pairs.foreground import objects_found, regions
-from anomaly.pairs.placement import find_normals
+from anomaly.pairs.normals import find_normals
 from anomaly.progress import silent
 
 SIDE = 200

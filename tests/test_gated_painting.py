@@ -10,8 +10,8 @@ from PIL import Image
 from anomaly.dataset import Defect, find_defects
 from anomaly.files.atomic_files import read_rows
 from anomaly.pairs import PairFolder, paint, training_masks
+from anomaly.pairs.manifest import COLUMNS
 from anomaly.pairs.paint import Draft
-from anomaly.pairs.pair_folder import COLUMNS
 from anomaly.pairs.plan import Plan
 from anomaly.runs import learn
 from anomaly.runs.guidance import Strength

@@ -15,7 +15,8 @@ from anomaly.mask_model import mask_picture
 from anomaly.pairs import masks as mask_sources
 from anomaly.pairs.foreground import part_masks
 from anomaly.pairs.masks import learned_masks, mask_files, training_masks
-from anomaly.pairs.placement import MaskPatch, Normal, find_normals, placed
+from anomaly.pairs.normals import Normal, find_normals
+from anomaly.pairs.placement import MaskPatch, placed
 from anomaly.pairs.plan import Plan
 from anomaly.progress import silent
 from anomaly.runs.run_folder import Run, load_masks, save_masks

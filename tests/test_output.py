@@ -25,9 +25,11 @@ from anomaly.files.atomic_files import (
 )
 from anomaly.files.photographs import Photograph
 from anomaly.pairs.composite import change, composite
+from anomaly.pairs.manifest import COLUMNS
 from anomaly.pairs.masks import mask_files, training_masks
-from anomaly.pairs.pair_folder import COLUMNS, PairFolder
-from anomaly.pairs.placement import Normal, find_normals, fits, learned_patch, mask_patch, placed
+from anomaly.pairs.normals import Normal, find_normals
+from anomaly.pairs.pair_folder import PairFolder
+from anomaly.pairs.placement import fits, learned_patch, mask_patch, placed
 from anomaly.pairs.plan import Plan, draw_plan
 from anomaly.runs import run_folder as runs
 from anomaly.runs import run_state
@@ -208,13 +210,15 @@ def test_pairs_are_written_mask_first_and_what_a_kill_cut_short_is_made_again(tm
     options = {"seed": 0, "steps": 20}
     folder = PairFolder(tmp_path / "out", options)
     assert not (tmp_path / "out").exists()
-    for k in (1, 0):
-        write(folder, defect, k, normal)
-    (tmp_path / "out/my-tile/test/crack/00000.png").unlink()
+    with pytest.raises(KeyError), folder.held(64):
+        for k in (1, 0):
+            write(folder, defect, k, normal)
+        (tmp_path / "out/my-tile/test/crack/00000.png").rename(tmp_path / "lost.png")
+        raise KeyError
     again = PairFolder(tmp_path / "out", options)
-    assert again.done(defect, 1) and not again.done(defect, 0)
-    write(again, defect, 0, normal)
-    again.finish(64)
+    with again.held(64):
+        assert again.done(defect, 1) and not again.done(defect, 0)
+        write(again, defect, 0, normal)
     rows = read_rows(tmp_path / "out/_meta/manifest.csv", COLUMNS)
     assert [row["k"] for row in rows] == ["0", "1"] and rows[0]["object"] == "my tile"
     mask = Image.open(tmp_path / "out" / rows[0]["mask"])
@@ -226,7 +230,8 @@ def test_a_second_command_with_other_options_is_refused_naming_the_option(tmp_pa
     normal = tmp_path / "n.png"
     write_image(normal, np.zeros((20, 30), np.uint8))
     folder = PairFolder(tmp_path / "out", {"seed": 0, "reweight_gain": 1.5})
-    write(folder, Defect("o", "d", ()), 0, normal)
+    with folder.held(64):
+        write(folder, Defect("o", "d", ()), 0, normal)
     message = "--reweight-gain: 2.0, but the pairs in .* were made with 1.5"
     with pytest.raises(ValueError, match=message):
         PairFolder(tmp_path / "out", {"seed": 0, "reweight_gain": 2.0})

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from anomaly.files import holding
 from anomaly.files.atomic_files import read_rows
 from anomaly.files.holding import held
 from anomaly.files.photographs import _largest
-from anomaly.pairs.pair_folder import COLUMNS, PairFolder
+from anomaly.pairs.manifest import COLUMNS
 from commands import call, start
 
 
@@ -196,11 +197,33 @@ def test_a_link_to_nothing_and_no_path_are_no_folders(run, capsys):
     assert "found '', expected a path" in capsys.readouterr().err
 
 
-def test_normals_that_are_gone_leave_the_sheet_and_nothing_else(run, capsys):
+@pytest.mark.parametrize("change, words", [
+    (lambda path: path.unlink(), "is gone, and the pairs that are there depend on it; bring it"),
+    (lambda path: path.write_bytes(path.read_bytes() + b"x"), "when the pairs that are there were"),
+    (lambda path: shutil.copy(path, path.with_name("9.bmp")), "9.bmp: has come since the pairs"),
+    (lambda path: path.write_bytes(path.read_bytes()[:-80] + bytes(80)), "has changed since")])
+def test_a_normal_that_came_went_or_changed_between_two_commands_is_named(
+        run, capsys, change, words):
+    """By its size, and where that is the same by its hash."""
+    shutil.rmtree(run / "good")
+    draw(run / "good", 2, "{}.bmp")
     assert sample(run, "--n", 4) == 0
-    (run / "good/0.png").unlink()
-    assert sample(run, "--n", 5) == 0
-    assert "are not on it, their normal photographs are gone" in capsys.readouterr().err
+    before = everything(run / "out")
+    change(run / "good/0.bmp")
+    refused(capsys, sample(run, "--n", 8), "good/", words)
+    assert everything(run / "out") == before
+
+
+def test_a_normal_that_changes_while_it_is_painted_into_is_named(run, capsys, monkeypatch):
+    story = import_module("anomaly.pairs.paint")
+    paint = story.paint_crops
+
+    def painted(*arguments):
+        draw(run / "good", 2, mask=True)
+        return paint(*arguments)
+    monkeypatch.setattr(story, "paint_crops", painted)
+    refused(capsys, sample(run, "--gate", "off"), "has changed while it was painted into")
+    assert not (run / "out").exists()
 
 
 def test_white_stays_what_it_was_for_the_pairs_that_are_there(run, capsys):
@@ -317,6 +340,6 @@ def test_a_full_disk_names_file_space_and_remedy(run, capsys):
         assert not list((run / "out").rglob("*.part"))
         subprocess.run(["mount", "-o", "remount,size=10m", run / "out"], check=True)
         assert sample(run, "--n", 16) == 0
-        assert len(PairFolder(run / "out")._whole) == 16
+        assert len(list((run / "out").glob("tile/test/*/*.png"))) == 16
     finally:
         subprocess.run(["umount", run / "out"], check=False)

@@ -165,7 +165,7 @@ class Remarks(logging.Handler):
 
 
 GOES_ON = "what is written is whole, the same command goes on from there"
-_terminated = threading.Event()
+_terminated, _interrupted = threading.Event(), threading.Event()
 
 
 def _resume(name: str) -> str:
@@ -175,6 +175,15 @@ def _resume(name: str) -> str:
 def terminated() -> bool:
     """An anomaly.progress.Stop: True once SIGTERM has come, as schedulers send it before a kill."""
     return _terminated.is_set()
+
+
+def _interrupt(*_: object) -> None:
+    """The first Ctrl-C ends in order, the second at once: what is written is whole at any time."""
+    if _interrupted.is_set():
+        os.write(2, b"interrupted twice; the same command goes on from there\n")
+        os._exit(130)
+    _interrupted.set()
+    raise KeyboardInterrupt
 
 
 def run_tool(name: str, main: Callable[[], None]) -> int:
@@ -188,8 +197,10 @@ def run_tool(name: str, main: Callable[[], None]) -> int:
     for package in map(logging.getLogger, ("ldm", "weights", "anomaly")):
         package.setLevel(logging.INFO)
         package.handlers, package.propagate = [Remarks()], False
-    _terminated.clear()
-    before = signal.signal(signal.SIGTERM, lambda *_: _terminated.set())
+    _terminated.clear(), _interrupted.clear()
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: _terminated.set())}
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:   # as a shell has it for "command &"
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, _interrupt)
     try:
         main()
     except Stopped:
@@ -216,7 +227,8 @@ def run_tool(name: str, main: Callable[[], None]) -> int:
         print(f"{name}: {' '.join(str(err).split())}{remedy}", file=sys.stderr)
         return 1
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for sign, handler in before.items():
+            signal.signal(sign, handler)
     return 0
 
 

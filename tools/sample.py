@@ -15,6 +15,7 @@ from anomaly.dataset import select
 from anomaly.files.names import whole
 from anomaly.painter import Weigh
 from anomaly.pairs.foreground import anywhere, objects_found, part_masks
+from anomaly.pairs.manifest import Shard
 from anomaly.pairs.masks import learned_masks, mask_files, training_masks
 from anomaly.pairs.paint import BATCH_SIZE, PAIRS, TRIES, paint
 from anomaly.pairs.pair_folder import PairFolder
@@ -81,6 +82,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help=f"pairs painted together (default: {BATCH_SIZE})")
     how("--seed", type=cli.at_least(0), default=0, metavar="N",
         help="of everything random (default: 0)")
+    how("--shard", type=shard, metavar="I/N",
+        help="paint every N-th block of pairs, from the I-th of 0 to N-1; several processes fill "
+             "one --out so (default: as torchrun or srun numbers its processes, else all)")
     where = parser.add_argument_group("where to write").add_argument
     where("--out", type=cli.path, default=Path("generated"), metavar="DIR",
           help="the folder of pairs; the same command goes on where it stopped "
@@ -95,6 +99,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     if args.reweight_gain is None and args.reweight in WITH_GAIN:
         args.reweight_gain = reweight.GAIN
     return args
+
+
+def shard(text: str) -> Shard:
+    """An argparse type: I/N."""
+    i, _, n = text.partition("/")
+    if not (i.isdecimal() and n.isdecimal() and int(i) < int(n)):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected I/N such as 0/2 and 1/2")
+    return Shard(int(i), int(n))
 
 
 def weigh_function(args: argparse.Namespace) -> Weigh | None:
@@ -127,7 +139,10 @@ def main(argv: list[str] | None = None) -> None:
     args.dtype = cli.choose_dtype(args.dtype, device)   # what is recorded: auto varies by machine
     run = read_run(args.run)
     defects = select(run.defects, args.only)
-    folder = PairFolder(args.out, pair_options(args, run))
+    own = args.shard or Shard(*cli.workers())
+    if own.n > 1:
+        print(f"worker {own.i} of {own.n}: paints one block in {own.n}", file=sys.stderr)
+    folder = PairFolder(args.out, pair_options(args, run), own)
     weights = run.config["options"]["weights"]
     if weights != TINY and not Path(weights).exists():
         raise FileNotFoundError(f"{weights}: the checkpoint of {args.run} is not there; bring it "
@@ -143,7 +158,7 @@ def main(argv: list[str] | None = None) -> None:
                 steps=args.steps, guidance=args.guidance, strength=args.strength,
                 against_object=args.negative == "object", weigh=weigh_function(args),
                 gate=args.gate, tries=args.tries, batch_size=args.batch_size, seed=args.seed,
-                report=report):
+                stop=cli.terminated, report=report):
             cli.say(pair.image)
     if folder.sheet.is_file():
         cli.say(folder.sheet)

@@ -83,23 +83,27 @@ def write_json(path: Path, content: Mapping[str, object]) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_rows(path: Path, columns: list[str], rows: Iterable[Mapping[str, object]]) -> None:
-    """A CSV file with a header."""
+def _csv(columns: list[str], rows: Iterable[Mapping[str, object]], header: bool) -> bytes:
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns)
-    writer.writeheader()
+    if header:
+        writer.writeheader()
     writer.writerows(rows)
-    content = text.getvalue().encode()
+    return text.getvalue().encode()
+
+
+def write_rows(path: Path, columns: list[str], rows: Iterable[Mapping[str, object]]) -> None:
+    """A CSV file with a header."""
+    content = _csv(columns, rows, header=True)
     with replacing(path, len(content)) as temporary:
         temporary.write_bytes(content)
 
 
 def append_rows(path: Path, columns: list[str], rows: Iterable[Mapping[str, object]]) -> None:
-    """More rows for a CSV file that exists; a torn last line is the reader's to drop."""
+    """More rows for a CSV file, or its first; a torn last line is the reader's to drop."""
     rows = list(rows)
-    with (naming_full_disk(path, 200 * len(rows)),
-          open(path, "a", newline="", encoding="utf-8") as file):
-        csv.DictWriter(file, columns).writerows(rows)
+    with naming_full_disk(path, 500 * len(rows)), open(path, "ab") as file:
+        file.write(_csv(columns, rows, header=file.tell() == 0))
 
 
 def read_rows(path: Path, columns: list[str]) -> list[dict[str, str]]:

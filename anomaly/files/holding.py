@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,6 +12,10 @@ from anomaly.files.names import hidden
 from anomaly.files.remarks import remark
 
 LOCK = ".lock"
+
+
+class HeldError(FileExistsError):
+    """Another process holds the folder."""
 
 
 def _lock(file: IO[str]) -> None:
@@ -26,30 +31,59 @@ def _lock(file: IO[str]) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def _ours(folder: Path, path: Path) -> bool:
-    """True if nothing lies in the folder but the lock and the folders it lies in."""
-    return all(other in (path, path.parent) for other in folder.rglob("*"))
+def missing(folder: Path) -> list[Path]:
+    """The folders that are to be made for it to be there, the innermost first."""
+    found = [folder, *folder.parents]
+    return found[:next(n for n, path in enumerate(found) if path.exists())]
+
+
+def take_away(lock: Path, made: list[Path]) -> None:
+    """Take the folders that were made for a lock away again, if nothing else lies in them."""
+    if made and all(path == lock or path in made for path in made[-1].rglob("*")):
+        with suppress(OSError):
+            lock.unlink()
+            for folder in made:
+                folder.rmdir()
 
 
 @contextmanager
-def held(folder: Path, inner: str = "") -> Iterator[None]:
-    """Hold a folder; the lock lies in inner of it. FileExistsError while another process does.
+def held(folder: Path, lock: str = LOCK, wait: bool = False) -> Iterator[None]:
+    """Hold a folder by a lock in it; FileExistsError while another process does, or wait for it.
 
-    A folder that was made for it, and into which nothing was written, is taken away again.
+    What was made for the lock, and into which nothing was written, is taken away again.
     """
-    path, new = folder / inner / LOCK, not folder.exists()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path, made = folder / lock, missing((folder / lock).parent)
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)       # Windows has no such flag
-    with open(os.open(path, flags, 0o644), "r+", encoding="utf-8") as file:
-        _hold(file, folder, path)
-        try:
-            yield
-        finally:
-            if new and _ours(folder, path):
-                with suppress(OSError):
-                    path.unlink()
-                    for empty in dict.fromkeys((path.parent, folder)):
-                        empty.rmdir()
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(os.open(path, flags, 0o644), "r+", encoding="utf-8") as file:
+            try:
+                _hold(file, folder, path)
+            except HeldError:
+                if not wait:
+                    raise
+                time.sleep(0.05)
+                continue
+            try:
+                yield
+            finally:
+                take_away(path, made)
+            return
+
+
+def living(lock: Path) -> str | None:
+    """The process that holds a lock, as text; None if none does."""
+    try:
+        with open(lock, "r+", encoding="utf-8") as file:
+            try:
+                _lock(file)
+            except BlockingIOError:
+                return file.read().strip() or "of another user"
+    except PermissionError:
+        raise
+    except OSError:         # gone, or on a network drive without locks, which is said elsewhere
+        pass
+    return None
 
 
 def _hold(file: IO[str], folder: Path, path: Path) -> None:
@@ -63,8 +97,8 @@ def _hold(file: IO[str], folder: Path, path: Path) -> None:
         remark(folder, "cannot be locked (%s): let no second process write there", err.strerror)
     content = file.read().strip()
     if not there:
-        raise FileExistsError(f"{folder}: process {content or 'of another user'} is writing there; "
-                              f"wait for it, or choose another --out")
+        raise HeldError(f"{folder}: process {content or 'of another user'} is writing there; wait "
+                        f"for it, or choose another --out")
     if content and not content.isdigit():
         raise FileExistsError(f"{path}: was there before and is never touched; choose a new or "
                               f"empty --out")

@@ -23,7 +23,7 @@ from anomaly.dataset import Example, read_example_mask
 from anomaly.files.pairing import mask_files_in, masks_of
 from anomaly.files.photographs import read_photograph
 from anomaly.files.remarks import remark
-from anomaly.pairs.placement import Normal
+from anomaly.pairs.normals import Normal
 from anomaly.progress import Report, each
 
 SIDE = 256              # of the reduced photograph, its longer side in pixels

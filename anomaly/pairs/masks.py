@@ -20,9 +20,9 @@ from anomaly.files.pairing import mask_files_in, masks_of
 from anomaly.files.remarks import remark
 from anomaly.mask_model import mask_picture, refusal, sample_masks, shape_of
 from anomaly.pairs.foreground import Objects, no_object
+from anomaly.pairs.normals import Normal
 from anomaly.pairs.placement import (
     MaskPatch,
-    Normal,
     fits,
     learned_patch,
     mask_patch,

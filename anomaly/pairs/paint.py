@@ -20,15 +20,15 @@ from anomaly.crop import Cropped, defect_crop, take, thin
 from anomaly.dataset import Defect
 from anomaly.embedding import AnomalyEmbedding
 from anomaly.files.names import shown, whole
-from anomaly.files.photographs import Photograph, open_photograph, read_photograph, white_of
+from anomaly.files.photographs import Photograph, white_of
 from anomaly.painter import Settings, Weigh, context_of, paint_crops
 from anomaly.pairs.composite import change, composite
 from anomaly.pairs.foreground import Foreground, Objects, anywhere
 from anomaly.pairs.masks import Masks, MaskSource, learned_masks
+from anomaly.pairs.normals import Normal, find_normals
 from anomaly.pairs.pair_folder import PairFolder
-from anomaly.pairs.placement import Normal, find_normals
 from anomaly.pairs.plan import Plan, Target, draw_plan
-from anomaly.progress import Report, each, silent
+from anomaly.progress import Report, Stop, Stopped, each, never, silent
 from anomaly.runs import run_folder
 from anomaly.runs.gating import load_gate
 from anomaly.runs.run_folder import Run
@@ -74,7 +74,7 @@ class Draft:
 
     def image(self, size: int) -> tuple[Photograph, float]:
         """The finished photograph and its change, 0 to 1."""
-        photograph, mask = open_photograph(self.target.normal.path), self.target.mask
+        photograph, mask = self.target.normal.open(), self.target.mask
         image = composite(photograph, mask, defect_crop(mask, size), self.painted)
         return image, change(photograph, image, mask)
 
@@ -99,7 +99,7 @@ def paint_block(sd: StableDiffusion, learner: AnomalyEmbedding, defect: Defect, 
         crop = defect_crop(target.mask, settings.size)
         return take(photograph, target.mask, crop, settings.size, factor)
 
-    views = [view(read_photograph(t.normal.path), t) for t in targets]
+    views = [view(t.normal.open().seen, t) for t in targets]
     masks = torch.stack([v.mask for v in views])
     context = context_of(sd, learner, defect.stem, masks)
     noise = torch.from_numpy(np.stack([p.noise for p in plans]))
@@ -121,8 +121,14 @@ class Job:
     normals: list[Normal]
     masks: Masks
     settings: Settings
-    n: int
+    blocks: list[range]     # of pairs painted together, as far as they are this worker's
+    n: int                  # pairs beyond it fill up the last block and are not written
     gate: Gate | None
+
+    @property
+    def asked(self) -> set[int]:
+        """The pairs that are this worker's to write."""
+        return {k for block in self.blocks for k in block if k < self.n}
 
 
 def best_drafts(sd: StableDiffusion, learner: AnomalyEmbedding, job: Job, block: range,
@@ -158,25 +164,28 @@ def best_drafts(sd: StableDiffusion, learner: AnomalyEmbedding, job: Job, block:
 
 
 def paint_job(sd: StableDiffusion, learner: AnomalyEmbedding, job: Job, folder: PairFolder,
-              batch_size: int, seed: int, tries: int, strict: bool,
-              report: Report) -> Iterator[Pair]:
-    """Paint the pairs of a job that are not there, block by block; yields each when written."""
-    missing = {k for k in range(job.n) if not folder.done(job.defect, k)}
+              seed: int, tries: int, strict: bool, stop: Stop, report: Report) -> Iterator[Pair]:
+    """Paint the pairs of a job that are not there, block by block; yields each when written.
+
+    Raises Stopped before a block, if stop() asks for it.
+    """
+    missing, total = {k for k in job.asked if not folder.done(job.defect, k)}, len(job.asked)
     label = f"painting {job.defect.key}, guidance {job.settings.guidance.scale:g}"
-    report(label, job.n - len(missing), job.n, "")
-    for start in range(0, job.n, batch_size):
-        block = range(start, start + batch_size)
+    report(label, total - len(missing), total, "")
+    for block in job.blocks:
         if missing.isdisjoint(block):
             continue
+        if stop():
+            raise Stopped
         best = best_drafts(sd, learner, job, block, missing, seed, tries,
-                           lambda note: report(label, job.n - len(missing), job.n, note))
+                           lambda note: report(label, total - len(missing), total, note))
         for k, draft in sorted(best.items()):
             image, changed = draft.image(job.settings.size)
             row = written(draft, job.settings.size, changed, seed)
             doubtful = row["verdict"] == "doubtful"
             paths = folder.write(job.defect, k, row, image, draft.target.mask, doubtful and strict)
             missing.remove(k)
-            report(label, job.n - len(missing), job.n, "")
+            report(label, total - len(missing), total, "")
             if not (doubtful and strict):
                 yield Pair(*paths, job.defect, k, changed, doubtful)
 
@@ -186,6 +195,7 @@ def written(draft: Draft, size: int, changed: float, seed: int) -> dict[str, obj
     verdict, side = draft.verdict, defect_crop(draft.target.mask, size).side
     scores = {} if verdict is None else {n: f"{v:.4g}" for n, v in verdict.scores.items()}
     return {"try": draft.plan.attempt, "seed": seed, "normal": shown(draft.target.normal.path),
+            "normal_sha256": draft.target.normal.sha256,
             "mask_source": shown(draft.target.source), "change": f"{changed:.6g}",
             "scale": f"{side / size:.4g}", "thin": int(draft.thin), **scores,
             "verdict": "" if verdict is None else "pass" if verdict.passed else "doubtful",
@@ -210,7 +220,7 @@ def paint(sd: StableDiffusion, run: Run, folder: PairFolder, *, defects: list[De
           foreground: Foreground = anywhere, steps: int = STEPS, guidance: float | None = None,
           strength: float = 1.0, against_object: bool = False, weigh: Weigh | None = None,
           gate: str = "mark", tries: int = TRIES, batch_size: int = BATCH_SIZE, seed: int = 0,
-          report: Report = silent) -> Iterator[Pair]:
+          stop: Stop = never, report: Report = silent) -> Iterator[Pair]:
     """Paint n pairs of every defect of the run, without those that are there; yields each written.
 
     defects: None: all of the run's. n: a defect; None: PAIRS, or 1 for one photograph and one mask
@@ -219,8 +229,9 @@ def paint(sd: StableDiffusion, run: Run, folder: PairFolder, *, defects: list[De
     re-weighting. strength: how strong the defect is to be, relative to its photographs; needs a
     guidance of None without a re-weighting. against_object: the negative prompt is the object's
     words, not empty. weigh: d, m -> w_m. gate: mark (a pair unlike the photographs is drawn again,
-    tries times in all, and the best is kept), strict (or none is), off. Every fault of the input
-    raises before any painting.
+    tries times in all, and the best is kept), strict (or none is), off. stop: True ends it after a
+    block, with Stopped. Of several workers each paints every n-th block (folder.shard). Every fault
+    of the input raises before any painting.
     """
     defects = run.defects if defects is None else defects
     learner = run_folder.load_learner(run, sd, defects)
@@ -231,7 +242,8 @@ def paint(sd: StableDiffusion, run: Run, folder: PairFolder, *, defects: list[De
         log.info("with a re-weighting the guidance is 1: both strengthen, and its scale was found "
                  "without")
         guidance = 1.0
-    jobs = []
+    jobs: list[Job] = []
+    shard, blocks = folder.shard, 0
     objects: dict[tuple[Normal, ...], Objects] = {}     # the defects of an object share them
     for defect in defects:
         there = normals_of(defect, normals)
@@ -243,18 +255,21 @@ def paint(sd: StableDiffusion, run: Run, folder: PairFolder, *, defects: list[De
         scale = guidance_of(run, defect, strength) if guidance is None else guidance
         settings = Settings(run.config["size"], steps, Guidance(scale, sd.context(negative)),
                             to_rgb, weigh)
-        jobs.append(Job(defect, there, source, settings, wanted,
+        every = [range(k, k + batch_size) for k in range(0, wanted, batch_size)]
+        own = [block for i, block in enumerate(every, blocks) if i % shard.n == shard.i]
+        blocks += len(every)
+        jobs.append(Job(defect, there, source, settings, own, wanted,
                         None if gate == "off" else load_gate(run, defect)))
     for model in each([sd], "comparing the checkpoint with the run's", 1, report):
         run_folder.check_weights(run, model.source, model.fingerprint())
-    folder.settle_white(max(white_of(job.normals[0].path.parent) for job in jobs))
-    with folder.held():
+    folder.settle({job.defect.object: job.normals for job in jobs},
+                  max(white_of(job.normals[0].path.parent) for job in jobs))
+    with folder.held(run.config["size"]):
         for job in jobs:        # raises for what is not this tool's, before any painting
-            _ = [folder.done(job.defect, k) for k in range(job.n)]
+            _ = [folder.done(job.defect, k) for k in job.asked]
         for job in jobs:
-            yield from paint_job(sd, learner, job, folder, batch_size, seed, tries,
-                                 gate == "strict", report)
-        folder.finish(run.config["size"])
+            yield from paint_job(sd, learner, job, folder, seed, tries, gate == "strict", stop,
+                                 report)
     for job in jobs:
         log.info("%s: %s", job.defect.key, "; ".join(filter(None, (
-            folder.summary(job.defect, job.n), job.masks.refusals))))
+            folder.summary(job.defect, job.asked), job.masks.refusals))))

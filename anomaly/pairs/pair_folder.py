@@ -1,15 +1,17 @@
 """The folder of generated pairs, in MVTec AD layout.
 
     OUT/OBJECT/test/DEFECT/00000.png            OUT/OBJECT/ground_truth/DEFECT/00000_mask.png
-    OUT/_meta/{config.json, manifest.csv, contact_sheet.jpg}
+    OUT/_meta/{config.json, normals.csv, manifest.csv, contact_sheet.jpg}
 
 Loaders sort names, hence the fixed width, and read every PNG below OUT/OBJECT, hence _meta.
+normals.csv has the photographs that are painted into: a pair depends on which there are.
 """
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from itertools import groupby, islice
 from pathlib import Path
@@ -21,15 +23,15 @@ from PIL import Image, ImageDraw
 from anomaly import __version__
 from anomaly.crop import defect_crop
 from anomaly.dataset import Defect
-from anomaly.files.atomic_files import append_rows, read_rows, write_image, write_json, write_rows
-from anomaly.files.holding import held, refuse_foreign
-from anomaly.files.names import same_path, slug, unshown
+from anomaly.files.atomic_files import write_image, write_json
+from anomaly.files.holding import refuse_foreign
+from anomaly.files.names import normal_form, same_path, slug, unshown
 from anomaly.files.photographs import Photograph, decode, open_photograph
 from anomaly.files.remarks import remark
+from anomaly.pairs.manifest import ALONE, COLUMNS, Manifest, Shard, manifest_rows
+from anomaly.pairs.normals import Normal, NormalsRecord
 from anomaly.runs.sheets import sheet
 
-COLUMNS = ["image", "mask", "object", "defect", "k", "try", "seed", "normal", "mask_source",
-           "change", "scale", "thin", "visible", "alike", "grain", "copy", "verdict", "reason"]
 LARGE = 2048                # pixels of a photograph that is to be shrunk to a tile
 ON_SHEET, A_ROW = 4, 2      # pairs of each defect on the contact sheet, and in one row of it
 # Version 0.1 wrote no version, and had these words for two values of --reweight.
@@ -53,43 +55,96 @@ class PairFolder:
 
     Order: row, mask, image. A file of a pair that no row knows is not this tool's, and is never
     overwritten. Raises FileExistsError if the folder holds anything that it did not write, or while
-    another process writes there; ValueError if it was made with other options.
+    another process writes there as the same worker; ValueError if it was made with other options.
     """
 
-    def __init__(self, folder: Path, options: dict[str, Any] | None = None):
-        """options: how the pairs are made, by name; a second command must give the same."""
-        self.folder, self.options = folder, options or {}
-        self._meta = folder / "_meta"
-        self._manifest = self._meta / "manifest.csv"
-        self._started = False
-        self._check_owner()
-        if self._meta.is_dir():     # nothing is made before the first pair
-            with held(folder, "_meta"):
-                self._read()
-        else:
-            self._read()
+    def __init__(self, folder: Path, options: dict[str, Any] | None = None,
+                 shard: Shard = ALONE):
+        """options: how the pairs are made, by name; a second command must give the same.
 
-    def _check_owner(self) -> None:
-        """FileExistsError unless the folder is this tool's or empty."""
+        shard: which of the workers that write there this one is.
+        """
+        self.folder, self.options, self.shard = folder, options or {}, shard
+        self._meta = folder / "_meta"
+        self._manifest = Manifest(folder, shard)
+        self._normals: dict[str, list[Normal]] = {}
+        self._record = NormalsRecord(self._meta / "normals.csv")
+        self._started = False
+        self._check()
+
+    def _check(self) -> None:
+        """That the folder is this tool's or empty, of the same options, and free."""
         if not (self._meta / "config.json").is_file():
             refuse_foreign(self.folder, {"_meta"})
-            refuse_foreign(self._meta, {"config.json.part"})
+            refuse_foreign(self._meta, {"config.json.part", "normals.csv.part", "parts"})
+            refuse_foreign(self._meta / "parts", set())
+        self._check_options()
+        self._manifest.refuse_living()
 
     def _read(self) -> None:
-        self._check_owner()
-        self._check_options()
         # A row whose pair a kill has cut short: what lies there of it is this tool's.
-        self._rows = {self._names(row["object"], row["defect"], int(row["k"]), False)[0]: row
-                      for row in read_rows(self._manifest, COLUMNS)}
-        self._whole = {key for key, row in self._rows.items() if all(
-            (self.folder / row[name]).is_file() for name in ("image", "mask"))}
+        self._listed: dict[str, set[str]] = {}
+        self._known, self._whole = set(), set()
+        self._hashes: dict[str, str] = {}       # of the photographs that were painted into
+        for row in manifest_rows(self.folder):
+            key = self._names(row["object"], row["defect"], int(row["k"]), False)[0]
+            self._known.add(key)
+            if self._is_whole(row):
+                self._whole.add(key)
+            self._hashes[row["normal"]] = row["normal_sha256"]
+
+    def _is_there(self, name: str) -> bool:
+        """True for a file of a pair. Folders are listed once: there may be 70,000 pairs."""
+        folder, _, file = name.rpartition("/")
+        if folder not in self._listed:
+            path = self.folder / folder
+            self._listed[folder] = set(
+                map(normal_form, os.listdir(path))) if path.is_dir() else set()
+        return file in self._listed[folder]
+
+    def _is_whole(self, row: dict[str, str]) -> bool:
+        return self._is_there(row["image"]) and self._is_there(row["mask"])
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Hold the folder against other processes, and read what they left."""
-        with held(self.folder, "_meta"):
-            self._read()
-            yield
+    def held(self, size: int) -> Iterator[None]:
+        """Be the folder's worker, and know what others left; the last one merges what all did.
+
+        Then the manifest is sorted, the contact sheet drawn, and what a kill has cut short and
+        nobody asked for again taken away. size: of the run's crops.
+        """
+        with ExitStack() as worker:
+            with self._manifest.quiet():
+                self._check()
+                worker.enter_context(self._manifest.worker())
+                self._read()
+            try:
+                yield
+            except BaseException:
+                with suppress(OSError):     # a full disk, maybe; the rows are in the parts
+                    self._end(worker)
+                raise
+            self._end(worker, size)
+
+    def _end(self, worker: ExitStack, size: int | None = None) -> None:
+        with self._manifest.quiet():
+            worker.close()
+            if self._manifest.alone():
+                rows = self._mend()
+                self._manifest.merge(rows)
+                if size is not None:
+                    self._draw_sheet(rows, size)
+
+    def _mend(self) -> list[dict[str, str]]:
+        """The rows of whole pairs; the remains of others are taken away."""
+        self._listed, rows = {}, []
+        for row in manifest_rows(self.folder):
+            if self._is_whole(row):
+                rows.append(row)
+                continue
+            for name in (row["image"], row["mask"]):
+                for path in (name, f"{name}.part"):
+                    (self.folder / path).unlink(missing_ok=True)
+        return rows
 
     def _check_options(self) -> None:
         path = self.folder / "_meta" / "config.json"
@@ -127,10 +182,14 @@ class PairFolder:
                     f"--{name.replace('_', '-')}: {value!r}, but the pairs in {self.folder} "
                     f"were made with {before.get(name)!r}; use that or choose another --out")
 
-    def settle_white(self, white: int) -> None:
-        """White of the photographs that are painted into; a second command must have the same."""
-        self.options["white"] = white
+    def settle(self, normals: dict[str, list[Normal]], white: int) -> None:
+        """The photographs of each object, and white of those of 16 bits.
+
+        ValueError or FileNotFoundError if pairs are there that were painted into others.
+        """
+        self.options["white"], self._normals = white, normals
         self._check_options()
+        self._record.check(normals)
 
     def _names(self, object_: str, defect: str, k: int, rejected: bool) -> tuple[str, str]:
         """Of the image and the mask; the image of a pair that is not rejected is its key."""
@@ -144,39 +203,50 @@ class PairFolder:
     def done(self, defect: Defect, k: int) -> bool:
         """True if pair k is complete. FileExistsError if a file of it is not this tool's."""
         names = self._names(defect.object, defect.name, k, False)
-        if names[0] not in self._rows:
+        if names[0] not in self._known:
             for name in names:
-                if (self.folder / name).exists():
-                    raise FileExistsError(f"{self.folder / name}: no row of {self._manifest} knows "
-                                          f"it, and it is never overwritten; move it away, or "
-                                          f"choose another --out")
+                if self._is_there(name):
+                    raise FileExistsError(f"{self.folder / name}: no row of {self._manifest.path} "
+                                          f"knows it, and it is never overwritten; move it away, "
+                                          f"or choose another --out")
         return names[0] in self._whole
+
+    def _start(self) -> None:
+        """Write what all pairs share. Nothing at all is written before the first pair."""
+        with self._manifest.quiet():
+            self._check_options()       # another worker may have been quicker
+            self._record.check(self._normals)
+            write_json(self._meta / "config.json", {
+                **self._before, "version": __version__, **self.options})
+            self._record.add(self._normals)
+        self._started = True
 
     def write(self, defect: Defect, k: int, said: dict[str, object], image: Photograph,
               mask: np.ndarray, rejected: bool = False) -> tuple[Path, Path]:
         """Write pair k, or what was rejected of it; returns the paths of image and mask.
 
-        said: what the manifest says of it beside its name and files. mask: bool (h, w).
+        said: what the manifest says of it beside its name and files. mask: bool (h, w). ValueError
+        if its photograph is not what it was for other pairs.
         """
-        if not self._started:       # nothing at all is written before the first pair
-            write_json(self._meta / "config.json", {
-                **self._before, "version": __version__, **self.options})
-            write_rows(self._manifest, COLUMNS, self._rows.values())
-            self._started = True
+        normal, found = str(said["normal"]), str(said.get("normal_sha256", ""))
+        if self._hashes.setdefault(normal, found) not in ("", found):
+            raise ValueError(f"{normal}: has changed since other pairs in {self.folder} were "
+                             f"painted; restore it or choose another --out")
+        if not self._started:
+            self._start()
         image_name, mask_name = self._names(defect.object, defect.name, k, rejected)
-        row = {**dict.fromkeys(COLUMNS, ""), "image": image_name, "mask": mask_name,
-               "object": defect.object, "defect": defect.name, "k": k, **said}
-        key = self._key(defect, k)
-        append_rows(self._manifest, COLUMNS, [row])
-        self._rows[key] = {column: str(row[column]) for column in COLUMNS}
+        self._manifest.append({**dict.fromkeys(COLUMNS, ""), "image": image_name,
+                               "mask": mask_name, "object": defect.object,
+                               "defect": defect.name, "k": k, **said})
         write_image(self.folder / mask_name, mask.astype(np.uint8) * 255)
         write_image(self.folder / image_name, image.values)
-        self._whole.add(key)
+        self._whole.add(self._key(defect, k))
         return self.folder / image_name, self.folder / mask_name
 
-    def summary(self, defect: Defect, n: int) -> str:
-        """What came of the first n pairs of a defect, in words."""
-        rows = [self._rows[key] for k in range(n) if (key := self._key(defect, k)) in self._whole]
+    def summary(self, defect: Defect, asked: set[int]) -> str:
+        """What came of pairs of a defect, in words."""
+        rows = [row for row in manifest_rows(self.folder) if int(row["k"]) in asked
+                and (row["object"], row["defect"]) == (defect.object, defect.name)]
         doubtful = [row for row in rows if row["verdict"] == "doubtful"]
         empty = sum(row["image"].startswith("_meta/") for row in rows)
         reasons = Counter(reason.split()[0] for row in doubtful
@@ -184,7 +254,7 @@ class PairFolder:
         why = ", ".join(f"{name} {count}" for name, count in reasons.most_common())
         coarse = sum(float(row["scale"] or 0) > 1 for row in rows)
         slim = sum(row["thin"] == "1" for row in rows)
-        return (f"{n} asked, {len(rows) - empty} made, {len(doubtful)} doubtful"
+        return (f"{len(asked)} asked, {len(rows) - empty} made, {len(doubtful)} doubtful"
                 + (f" ({why})" if why else "") + (f", {empty} left out" if empty else "")
                 + (f"; {coarse} coarser than their photograph" if coarse else "")
                 + (f"; {slim} thinner than two latent cells" if slim else ""))
@@ -194,18 +264,7 @@ class PairFolder:
         """The picture to judge the pairs by."""
         return self.folder / "_meta" / "contact_sheet.jpg"
 
-    def finish(self, size: int) -> None:
-        """Sort the manifest and draw the contact sheet; size is that of the run's crops.
-
-        What a kill has cut short and this command did not ask for again is taken away.
-        """
-        for key in set(self._rows) - self._whole:
-            row = self._rows.pop(key)
-            for name in ("image", "mask"):
-                (self.folder / row[name]).unlink(missing_ok=True)
-        rows = sorted(self._rows.values(),
-                      key=lambda row: (row["object"], row["defect"], int(row["k"])))
-        write_rows(self._manifest, COLUMNS, rows)
+    def _draw_sheet(self, rows: list[dict[str, str]], size: int) -> None:
         rows = [row for row in rows if not row["image"].startswith("_meta/")]
         drawable = [row for row in rows if unshown(row["normal"]).is_file()]
         if len(drawable) < len(rows):

@@ -1,14 +1,12 @@
 """Where a mask goes in a photograph: with a training mask's size in pixels and relative place."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from anomaly.crop import box, defect_crop
-from anomaly.files.folders import image_files
-from anomaly.files.photographs import size_of
+from anomaly.pairs.normals import Normal
 
 # Of a mask's pixels. Not all: masks are drawn a little over the edge of an object, and an edge that
 # was found is right to two pixels in a hundred; a chip at the edge must find a place there.
@@ -24,15 +22,6 @@ class MaskPatch:
     place: tuple[float, float]  # share of the room left of it and above it, 0..1
     side: int                   # of the training crop around it, in pixels of its photograph
     source: str                 # the file it came from
-
-
-@dataclass(frozen=True)
-class Normal:
-    """A defect-free photograph, not decoded yet."""
-
-    path: Path
-    height: int
-    width: int
 
 
 def mask_patch(mask: np.ndarray, size: int, source: str) -> MaskPatch:
@@ -123,13 +112,3 @@ def placed(patch: MaskPatch, normal: Normal,
         left, top = nearest
     mask[top:top + h, left:left + w] = patch.mask
     return mask
-
-
-def find_normals(path: Path) -> list[Normal]:
-    """A photograph, or the photographs of a folder; only their headers are read."""
-    if not path.exists():
-        link = f"a link to {path.readlink()}, which is not there" if path.is_symlink() else \
-            "no such file or folder"
-        raise FileNotFoundError(f"{path}: {link}; --normals takes defect-free photographs")
-    files = image_files(path) if path.is_dir() else [path]
-    return [Normal(file, *size_of(file)) for file in files]

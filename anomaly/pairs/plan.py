@@ -10,7 +10,7 @@ from zlib import crc32
 import numpy as np
 
 from anomaly.dataset import Defect
-from anomaly.pairs.placement import Normal
+from anomaly.pairs.normals import Normal
 
 
 @dataclass(frozen=True)

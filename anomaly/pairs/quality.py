@@ -6,10 +6,9 @@ from pathlib import Path
 
 from anomaly.crop import Cropped, defect_crop, take
 from anomaly.dataset import Defect, Example, find_defects, read_example_mask
-from anomaly.files.atomic_files import read_rows
 from anomaly.files.names import shown, unshown
 from anomaly.files.photographs import Photograph, open_photograph
-from anomaly.pairs.pair_folder import COLUMNS
+from anomaly.pairs.manifest import manifest_rows
 from anomaly.progress import Report, each, silent
 from anomaly.runs.gating import load_gate
 from anomaly.runs.run_folder import Run
@@ -22,8 +21,8 @@ JUDGED = ["image", "object", "defect", *SCORES, "verdict", "reason"]
 
 def normals_by_image(pairs: Path) -> dict[Path, Path]:
     """The normal photograph of each image, as far as the manifest names it and it is there."""
-    rows = read_rows(pairs / "_meta" / "manifest.csv", COLUMNS)
-    found = {(pairs / row["image"]).resolve(): unshown(row["normal"]) for row in rows}
+    found = {(pairs / row["image"]).resolve(): unshown(row["normal"])
+             for row in manifest_rows(pairs)}
     return {image: normal for image, normal in found.items() if normal.is_file()}
 
 

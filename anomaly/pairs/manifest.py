@@ -1,0 +1,102 @@
+"""The manifest of a folder of pairs, written by several workers at once without meeting.
+
+    OUT/_meta/manifest.csv            a row a pair
+    OUT/_meta/parts/1-of-3.csv        the rows of worker 1 of 3, until the last worker merges them
+    OUT/_meta/parts/.lock-1-of-3      held by that worker while it lives
+    OUT/_meta/.lock                   held for a moment, by who begins, starts writing, or ends
+
+A row is appended to its worker's part: as quick for the thousandth pair as for the first.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from anomaly.files.atomic_files import append_rows, read_rows, write_rows
+from anomaly.files.holding import LOCK, held, living, missing, take_away
+
+COLUMNS = ["image", "mask", "object", "defect", "k", "try", "seed", "normal", "normal_sha256",
+           "mask_source", "change", "scale", "thin", "visible", "alike", "grain", "copy", "verdict",
+           "reason"]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Worker i of n: every n-th block of pairs is its own."""
+
+    i: int = 0
+    n: int = 1
+
+    @property
+    def name(self) -> str:
+        """As its files are called."""
+        return f"{self.i}-of-{self.n}"
+
+
+ALONE = Shard()
+
+
+def manifest_rows(out: Path) -> list[dict[str, str]]:
+    """The rows of a folder of pairs in order, those that no worker has merged yet among them."""
+    meta = out / "_meta"
+    rows: dict[tuple[str, str, str], dict[str, str]] = {}
+    for path in (meta / "manifest.csv", *sorted(meta.glob("parts/*.csv"))):
+        for row in read_rows(path, COLUMNS):
+            rows[row["object"], row["defect"], row["k"]] = row
+    return sorted(rows.values(), key=lambda row: (row["object"], row["defect"], int(row["k"])))
+
+
+class Manifest:
+    """One worker's view of a folder of pairs."""
+
+    def __init__(self, out: Path, shard: Shard):
+        self.out, self.shard, self.path = out, shard, out / "_meta" / "manifest.csv"
+        self._parts = out / "_meta" / "parts"
+        self._part = self._parts / f"{shard.name}.csv"
+        self._made = missing(out / "_meta")
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """For a moment no other worker begins, starts to write or ends."""
+        with held(self.out, f"_meta/{LOCK}", wait=True):
+            yield
+
+    def refuse_living(self) -> None:
+        """FileExistsError if this worker lives in another process, or one of another number."""
+        for lock in sorted(self._parts.glob(".lock-*")):
+            found = re.fullmatch(r"\.lock-(\d+)-of-(\d+)", lock.name)
+            if found is None or (process := living(lock)) is None:
+                continue
+            if int(found[2]) != self.shard.n or int(found[1]) == self.shard.i:
+                raise FileExistsError(
+                    f"{self.out}: process {process} is writing there, as worker {found[1]} of "
+                    f"{found[2]}; wait for it, choose another --out, or give each worker its own "
+                    f"--shard I/{found[2]}")
+
+    @contextmanager
+    def worker(self) -> Iterator[None]:
+        """Be this worker; begun and ended in quiet."""
+        with held(self.out, f"_meta/parts/.lock-{self.shard.name}"):
+            if self._part.is_file():    # of one that died: its last line may be torn
+                write_rows(self._part, COLUMNS, read_rows(self._part, COLUMNS))
+            yield
+
+    def append(self, row: dict[str, object]) -> None:
+        """One more row of this worker."""
+        append_rows(self._part, COLUMNS, [row])
+
+    def alone(self) -> bool:
+        """True if no worker lives; asked in quiet."""
+        return all(living(lock) is None for lock in self._parts.glob(".lock-*"))
+
+    def merge(self, rows: list[dict[str, str]]) -> None:
+        """Make rows the manifest and take the parts away; in quiet and alone."""
+        if rows or self.path.exists():
+            write_rows(self.path, COLUMNS, rows)
+        for path in [*self._parts.glob("*.csv*"), *self._parts.glob(".lock-*")]:
+            path.unlink()
+        with suppress(OSError):
+            self._parts.rmdir()
+        take_away(self.out / "_meta" / LOCK, self._made)
