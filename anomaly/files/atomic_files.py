@@ -17,16 +17,18 @@ from torch import Tensor
 
 
 @contextmanager
-def naming_full_disk(path: Path, size: int = 0) -> Iterator[None]:
-    """What fails to be written to path names it, the bytes it takes and the remedy."""
+def naming(path: Path, size: int = 0) -> Iterator[None]:
+    """What a disk fails to write to path names it, the bytes that it takes and the remedy."""
     try:
         yield
-    except (SafetensorError, OSError) as err:       # the first is none, whatever the system said
+    except (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError,
+            NotADirectoryError):
+        raise       # the folder is at fault, not the disk
+    except (SafetensorError, OSError) as err:
         full = isinstance(err, SafetensorError) or err.errno in (errno.ENOSPC, errno.EDQUOT)
-        if not full:
-            raise
-        takes = f" (up to {size / 1e6:.2f} MB are needed)" if size else ""
-        raise OSError(f"{path}: not written: {err}{takes}; make room on the disk, or give another "
+        takes = f" (up to {size / 1e6:.2f} MB are needed)" if size and full else ""
+        remedy = "make room on" if full else "check"
+        raise OSError(f"{path}: not written: {err}{takes}; {remedy} the disk, or give another "
                       f"--out") from None
 
 
@@ -36,11 +38,11 @@ def replacing(path: Path, size: int = 0) -> Iterator[Path]:
 
     size: bytes that will be written at most, for the message of a full disk; 0: not known.
     """
-    with naming_full_disk(path, size):
+    with naming(path, size):
         path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")     # one name: a killed run's is overwritten
     try:
-        with naming_full_disk(path, size):
+        with naming(path, size):
             yield temporary
             os.replace(temporary, path)
     except BaseException:
@@ -102,7 +104,7 @@ def write_rows(path: Path, columns: list[str], rows: Iterable[Mapping[str, objec
 def append_rows(path: Path, columns: list[str], rows: Iterable[Mapping[str, object]]) -> None:
     """More rows for a CSV file, or its first; a torn last line is the reader's to drop."""
     rows = list(rows)
-    with naming_full_disk(path, 500 * len(rows)), open(path, "ab") as file:
+    with naming(path, 500 * len(rows)), open(path, "ab") as file:
         file.write(_csv(columns, rows, header=file.tell() == 0))
 
 

@@ -1,0 +1,111 @@
+"""Every write fails once: what is complete stays valid, and the same command makes the rest.
+
+Writes are counted and failed where Python does them: a file opened for writing, its content, its
+renaming, a folder made, and the files that safetensors writes.
+"""
+
+import builtins
+import errno
+import io
+import os
+
+import pytest
+from test_shards import bytes_of, command, trained  # noqa: F401
+
+from anomaly.files import atomic_files
+from anomaly.files.mask_reading import read_mask
+from anomaly.files.photographs import read_photograph
+from anomaly.pairs.manifest import manifest_rows
+from commands import TOOLS, call
+
+
+class FullDisk:
+    """Counts the writes below a folder and fails one of them, as the system would."""
+
+    def __init__(self, folder, number=None, code=errno.ENOSPC):
+        self.folder, self.number, self.code, self.writes = str(folder), number, code, 0
+
+    def write(self, path, *named):
+        if str(path).startswith(self.folder):
+            self.writes += 1
+            if self.writes == self.number:
+                raise OSError(self.code, os.strerror(self.code), *named)
+
+    def install(self, patch):
+        opened, save, real = io.open, atomic_files.save_file, {}
+
+        class Slow(io.FileIO):
+            """A file that asks before each write, so that half of a picture may be there."""
+
+            def write(inner, data):
+                self.write(inner.name)
+                return super().write(data)
+
+        def open_(file, mode="r", *more, **named):
+            if isinstance(file, int) or not set(mode) & set("wax+"):
+                return opened(file, mode, *more, **named)
+            self.write(file, file)
+            if "b" not in mode:
+                return opened(file, mode, *more, **named)
+            buffer = io.BufferedRandom if "+" in mode else io.BufferedWriter
+            return buffer(Slow(file, mode.replace("b", "")), 4096)
+
+        def save_file(tensors, path, metadata):
+            self.write(path)
+            save(tensors, path, metadata)
+        for owner, name in ((os, "replace"), (os, "mkdir"), (os, "unlink")):
+            real[name] = getattr(owner, name)
+            patch.setattr(os, name, lambda path, *more, _real=real[name], **named: (
+                self.write(path, path), _real(path, *more, **named))[1])
+        patch.setattr(builtins, "open", open_), patch.setattr(io, "open", open_)
+        patch.setattr(atomic_files, "save_file", save_file)
+        return self
+
+
+def faulty(folder, number, code, *argv):
+    """The tool with one write failed: exit code, how many writes there were."""
+    with pytest.MonkeyPatch.context() as patch:
+        disk = FullDisk(folder, number, code).install(patch)
+        return call(*argv), disk.writes
+
+
+def check_pairs(out):
+    """What the manifest knows is whole, and nothing else lies there."""
+    rows = manifest_rows(out)
+    images = {row["image"] for row in rows if (out / row["image"]).exists()}
+    assert {str(path.relative_to(out)) for path in out.glob("*/test/*/*.png")} == images
+    for row in rows:
+        if row["image"] in images:
+            mask = read_mask(out / row["mask"])
+            assert read_photograph(out / row["image"]).shape[:2] == mask.shape and mask.any()
+
+
+def survived(folder, codes, capsys, begin, again, expected, check):
+    """Fail every write of begin once; again makes the rest; returns how many there were."""
+    _, writes = faulty(folder / "all", None, 0, *begin(folder / "all"))
+    for number in range(1, writes + 1):
+        for code in (errno.ENOSPC, errno.EIO)[number % 2:][:codes]:
+            out = folder / f"{number} {code}"
+            end, _ = faulty(out, number, code, *begin(out))
+            error = capsys.readouterr().err.splitlines()[-1]
+            told = str(out) in error and ("make room on" in error or code == errno.EIO)
+            assert end == 0 or end == 1 and told, (number, error)
+            check(out)
+            assert call(*again(out)) == 0
+            assert bytes_of(out) == expected, number
+    return writes
+
+
+CODES = [1, pytest.param(2, marks=pytest.mark.fuzz)]     # the two errors in turn, or both
+
+
+@pytest.mark.parametrize("codes", CODES)
+def test_every_write_of_sampling_may_fail(
+        trained, sd, tmp_path, capsys, monkeypatch, codes):  # noqa: F811
+    monkeypatch.setattr(TOOLS["sample"], "load", lambda *_: sd)
+
+    def begin(out):
+        return command(trained, out, "--gate", "off", "--steps", 1, n=3)
+    assert call(*begin(tmp_path / "unbroken")) == 0
+    assert survived(tmp_path, codes, capsys, begin, begin, bytes_of(tmp_path / "unbroken"),
+                    check_pairs) > 60
