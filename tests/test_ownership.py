@@ -327,19 +327,30 @@ def test_a_size_beyond_the_models_is_refused(photographs, checkpoint, sd, capsys
             f"at most {4 * sd.native_size}")
 
 
-@pytest.mark.skipif(not shutil.which("mount") or os.geteuid() != 0, reason="needs a small disk")
-def test_a_full_disk_names_file_space_and_remedy(run, capsys):
-    (run / "out").mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24k", "tmpfs", run / "out"],
-                      capture_output=True).returncode:
-        pytest.skip("no small disk can be made")
-    try:
-        assert sample(run, "--n", 16) == 1
-        error = capsys.readouterr().err.splitlines()[-1]
-        assert "not written" in error and "MB are needed" in error and "make room" in error
-        assert not list((run / "out").rglob("*.part"))
-        subprocess.run(["mount", "-o", "remount,size=10m", run / "out"], check=True)
-        assert sample(run, "--n", 16) == 0
-        assert len(list((run / "out").glob("tile/test/*/*.png"))) == 16
-    finally:
-        subprocess.run(["umount", run / "out"], check=False)
+@pytest.fixture
+def disk(run):
+    """Mounts a small disk at run / "out", an other file system than that of the run."""
+    def mount(options):
+        (run / "out").mkdir(exist_ok=True)
+        if not shutil.which("mount") or subprocess.run(
+                ["mount", "-t", "tmpfs", "-o", options, "tmpfs", run / "out"],
+                capture_output=True).returncode:
+            pytest.skip("no small disk can be made")
+    yield mount
+    subprocess.run(["umount", run / "out"], check=False)
+
+
+def test_a_full_disk_names_file_space_and_remedy(run, disk, capsys):
+    disk("size=24k")
+    assert sample(run, "--n", 16) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "not written" in error and "MB are needed" in error and "make room" in error
+    assert not list((run / "out").rglob("*.part"))
+    subprocess.run(["mount", "-o", "remount,size=10m", run / "out"], check=True)
+    assert sample(run, "--n", 16) == 0
+    assert len(list((run / "out").glob("tile/test/*/*.png"))) == 16
+
+
+def test_a_read_only_folder_is_named(run, disk, capsys):
+    disk("ro")
+    refused(capsys, sample(run), f"{run / 'out/_meta'}: read-only file system; check the path")

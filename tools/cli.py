@@ -186,6 +186,13 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+def _at_fault(err: Exception) -> bool:
+    """True if the input is at fault, not the machine."""
+    return isinstance(err, (FileNotFoundError, NotADirectoryError, IsADirectoryError,
+                            FileExistsError, PermissionError, ValueError)) \
+        or isinstance(err, OSError) and err.errno == errno.EROFS
+
+
 def run_tool(name: str, main: Callable[[], None]) -> int:
     """Exit code of a tool: 0, 2 if the input is at fault, 1 for the rest.
 
@@ -206,20 +213,19 @@ def run_tool(name: str, main: Callable[[], None]) -> int:
     except Stopped:
         print(f"{name}: terminated; {GOES_ON}{_resume(name)}", file=sys.stderr)
         return 143
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError,
-            PermissionError, ValueError) as err:
-        if isinstance(err, OSError) and err.filename is not None:       # the system's own words
-            err = ValueError(f"{err.filename}: {str(err.strerror).lower()}; check the path, and "
-                             f"that it may be read, or written to if it is the --out")
-        print(one_line(f"{name}: {err}"), file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print(f"{name}: interrupted; {GOES_ON}{_resume(name)}", file=sys.stderr)
         return 130
     except MemoryError:
         print(f"{name}: not enough memory; give a smaller --batch-size or --size", file=sys.stderr)
         return 1
-    except (RuntimeError, OSError) as err:
+    except (RuntimeError, ValueError, OSError) as err:
+        if _at_fault(err):
+            if isinstance(err, OSError) and err.filename is not None:       # the system's own words
+                err = ValueError(f"{err.filename}: {str(err.strerror).lower()}; check the path, "
+                                 f"and that it may be read, or written to if it is the --out")
+            print(one_line(f"{name}: {err}"), file=sys.stderr)
+            return 2
         if isinstance(err, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(err):
             err = RuntimeError("not enough memory; give a smaller --batch-size or --size")
         full = isinstance(err, OSError) and err.errno in (errno.ENOSPC, errno.EDQUOT)
