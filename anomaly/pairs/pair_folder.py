@@ -116,7 +116,7 @@ class PairFolder:
             with self._manifest.quiet():
                 self._check()
                 worker.enter_context(self._manifest.worker())
-                self._read()
+            self._read()        # nobody merges while this worker lives
             try:
                 yield
             except BaseException:
