@@ -126,15 +126,18 @@ def check_names(defects: list[Defect]) -> None:
                                  f"rename one folder")
 
 
-def select(defects: list[Defect], only: str | None) -> list[Defect]:
-    """Those named in "object/defect,...", in the order of defects; all if only is None."""
+def select(defects: list[Defect], only: str | None, option: str = "--only") -> list[Defect]:
+    """Those named in "object/defect,...", in the order of defects; all if only is None.
+
+    option: what the names were given with, for the error.
+    """
     if only is None:
         return defects
     wanted = [text_of(name.strip()) for name in only.split(",")]
     known = [defect.key for defect in defects]
     for name in wanted:
         if name not in known:
-            raise ValueError(f"--only: no defect {name!r}; known are {', '.join(known)}")
+            raise ValueError(f"{option}: no defect {name!r}; known are {', '.join(known)}")
     return [defect for defect in defects if defect.key in wanted]
 
 

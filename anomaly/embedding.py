@@ -81,9 +81,10 @@ class AnomalyEmbedding(nn.Module):
         return {"e_a": self.e_a[stem].expand(len(masks), -1, -1), "e_s": e_s}
 
     def rates(self, sd: StableDiffusion) -> list[dict[str, Any]]:
-        """Parameter groups for the optimizer."""
+        """Parameter groups for the optimizer; of a frozen encoder nothing is in them."""
         return [{"params": list(self.e_a.values()), "lr": VECTOR_RATE * word_rms(sd)},
-                {"params": list(self.spatial_encoder.parameters()), "lr": ENCODER_RATE}]
+                {"params": [p for p in self.spatial_encoder.parameters() if p.requires_grad],
+                 "lr": ENCODER_RATE}]
 
 
 class MaskEmbedding(nn.Module):
@@ -104,3 +105,9 @@ class MaskEmbedding(nn.Module):
 
 
 Learner = AnomalyEmbedding | MaskEmbedding      # what textual inversion trains
+VECTORS = "e_a.", "e_m."                        # what its vectors are called, before the stem
+
+
+def defects_in(state: dict[str, Tensor]) -> int:
+    """Of how many defects, at least 1, a state has the vectors, by the names of its tensors."""
+    return max(1, sum(name.startswith(VECTORS) and "|" not in name for name in state))

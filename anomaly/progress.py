@@ -30,3 +30,12 @@ def each(items: Iterable[T], label: str, total: int, report: Report) -> Iterator
     for done, item in enumerate(items, 1):
         yield item
         report(label, done, total, "")
+
+
+def ending(report: Report, stop: Stop) -> Report:
+    """The report, which raises Stopped once stop() says so: for where nothing is lost by it."""
+    def reported(label: str, done: int, total: int, note: str) -> None:
+        report(label, done, total, note)
+        if stop():
+            raise Stopped
+    return reported

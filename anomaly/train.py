@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from anomaly import processes
 from anomaly.crop import Cropped
 from anomaly.embedding import Learner, seed_of, word_rms
 from anomaly.prompt import learned_context
@@ -20,9 +21,8 @@ from ldm.model import StableDiffusion
 
 WARM_UP = 20        # steps of a defect over which the rates rise
 PLATEAU = 200       # steps of a defect after which the rates fall as 1 / sqrt(step)
-# Largest entry of the gradient that is sent back through the U-Net. In a random SD 1.5 the entries
-# inside lie between 2e-8 and 5 times it, those of float16 between 6e-8 and 65504: 256 puts them in
-# the middle.
+# Largest entry of the gradient sent back through the U-Net. Inside a random SD 1.5 entries are 2e-8
+# to 5 times as large, and float16 holds 6e-8 to 65504: 256 puts them in the middle.
 INTO_UNET = 256.0
 RETRIES = 4         # scales tried, each 64 times smaller, before a step is given up
 
@@ -138,15 +138,23 @@ def predict(sd: StableDiffusion, vectors: dict[str, Tensor], z_0: Tensor, t: Ten
 def gradients(sd: StableDiffusion, views: Views, stem: str, learner: Learner,
               parameters: list[nn.Parameter], batch_size: int, seed: int,
               step: int) -> tuple[float, dict[str, float]]:
-    """One batch of a defect, whose gradients the parameters get -> its loss, the rms of each e."""
-    z_0, cells, masks, t, eps = (x.to(sd.device) for x in draw(
-        views, batch_size, sd.schedule.config.train_timesteps, seed, step))
+    """One batch of a defect, whose gradients the parameters get -> its loss, the rms of each e.
+
+    Of processes that learn together each takes batch_size of the batch, and all get the means.
+    """
+    mine = slice(processes.rank() * batch_size, (processes.rank() + 1) * batch_size)
+    z_0, cells, masks, t, eps = (x[mine].to(sd.device) for x in draw(
+        views, processes.count() * batch_size, sd.schedule.config.train_timesteps, seed, step))
     vectors = learner(stem, masks)
     out = predict(sd, vectors, z_0, t, eps)
     loss = masked_loss(out, sd.schedule.target(z_0, t, eps), cells)
     backward(loss, out, parameters, sd.dtype)
-    return float(loss.detach()), {name: float(v.detach().square().mean().sqrt())
-                                  for name, v in vectors.items()}
+    squares = [v.detach().square().mean() for v in vectors.values()]
+    own = {p: p.grad for p in parameters if p.grad is not None}     # the same p in every process
+    means = processes.average([loss.detach(), *squares, *own.values()])
+    for parameter, gradient in zip(own, means[1 + len(squares):]):
+        parameter.grad = gradient
+    return float(means[0]), {name: float(square.sqrt()) for name, square in zip(vectors, means[1:])}
 
 
 def textual_inversion(sd: StableDiffusion, views: dict[str, Views], learner: Learner,

@@ -1,24 +1,31 @@
 """Learn defects from photographs with masks: writes a run folder for sample.py.
 
-The story is runs.learn.
+The stories are runs.learn and, of --add, runs.adding.
 """
 
 import argparse
+import os
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cli
+from anomaly import processes
 from anomaly.dataset import Defect, find_defects, first_third, pair_folders, select
 from anomaly.drawn.demo import demo_data
 from anomaly.files.holding import held
-from anomaly.files.names import text_of, whole
-from anomaly.progress import Report
+from anomaly.files.names import text_of
+from anomaly.progress import each, silent
+from anomaly.runs.adding import add
 from anomaly.runs.learn import BATCH_SIZE, SD_STEPS, SMALL_STEPS, learn
 from anomaly.runs.run_folder import check_out, read_run
+from anomaly.training_files import portable
 from weights import TINY, load
 
 DEMO = "demo"   # the word for the drawn photographs
+OF_THE_RUN = "only", "no_masks", "prediction_type", "steps", "size", "no_flip", "seed", "dtype"
 EXAMPLES = """\
 examples:
   python tools/train_embed.py
@@ -44,6 +51,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
          help="third: learn from the first third of each defect by name (default with --data); "
               "all: from every photograph (default with --images)")
     what("--only", metavar="O/D,...", help="learn these defects only (default: all of the data)")
+    what("--add", metavar="O/D,...",
+         help="learn these, too, on the encoder of the finished run in --out, with its options")
     what("--no-masks", action="store_true",
          help="learn no masks: sample.py then needs --masks train or a path")
     how = parser.add_argument_group("how").add_argument
@@ -71,9 +80,16 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
           help="go on with the run in --out, with its options; a larger --steps extends it")
     cli.add_machine_options(parser)
     args = parser.parse_args(argv)
-    if args.resume:     # what is not given is as the run has it
-        parser.set_defaults(**recorded(args.out))
+    if args.resume or args.add is not None:     # what is not given is as the run has it
+        was = recorded(args.out)
+        if args.add is not None and (args.images or args.data):     # in the place of the run's
+            was.update(data=None, images=None, masks=None, name=None)
+        parser.set_defaults(**was)
         args = parser.parse_args(argv)
+        changed = [name for name in OF_THE_RUN if getattr(args, name) != was.get(name)]
+        if args.add is not None and (args.resume or changed):
+            parser.error(f"--{(changed or ['resume'])[0].replace('_', '-')}: not with --add, which "
+                         f"learns as the run in --out did; leave it out")
     if args.data is not None and args.images is not None:
         parser.error("give either --data, or --images with --masks and --name")
     if args.images is not None and (args.masks is None or args.name is None):
@@ -81,68 +97,80 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     if args.images is None and (args.masks is not None or args.name is not None):
         parser.error("--masks and --name belong to --images; --data has them in its folders")
     if args.images is None and args.data is None:
+        if args.add is not None:
+            parser.error("--add: the run does not say what it was learned from; give --data")
         args.data = DEMO
     return args
 
 
-def recorded(out: Path) -> dict[str, object]:
+def recorded(out: Path) -> dict[str, Any]:
     """The options of the run in a folder, as parse_args gives them."""
     options = read_run(out).config["options"]
-    paths = {name: Path(options[name]) for name in ("images", "masks") if options.get(name)}
-    data = options.get("data")
-    return {**options, **paths, "steps": None, "data": data if data in (None, DEMO) else Path(data)}
+    paths = {name: out / options[name] for name in ("data", "images", "masks")
+             if options.get(name) not in (None, DEMO)}
+    together, n = processes.batch_of(options), team()     # the same batch, however many share it
+    return {**options, **paths, "steps": None,
+            "batch_size": options["batch_size"] if together % n else together // n}
 
 
-def drawn(out: Path, report: Report) -> Path:
-    """The demo's photographs, in the folder of the run."""
-    if not (out / DEMO).exists():
-        with held(out):
-            demo_data(out / DEMO, report)
-    return out / DEMO
+def team() -> int:
+    """How many processes torchrun has started to learn one run together; srun starts others."""
+    return cli.workers()[1] if {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= set(os.environ) else 1
 
 
-def select_defects(args: argparse.Namespace, report: Report) -> list[Defect]:
+def select_defects(args: argparse.Namespace) -> list[Defect]:
     """The defects to learn, with the photographs to learn them from."""
     if args.data is not None:
-        defects = find_defects(drawn(args.out, report) if args.data == DEMO else args.data)
+        defects = find_defects(args.out / DEMO if args.data == DEMO else args.data)
     else:
         names = args.name.split("/")
         if len(names) != 2 or not all(names):
             raise ValueError(f"--name: found {args.name!r}, "
                              f"expected OBJECT/DEFECT, such as screw/scratch")
         defects = [Defect(*map(text_of, names), pair_folders(args.images, args.masks))]
-    defects = select(defects, args.only)
-    split = args.split or ("third" if args.data is not None else "all")
-    if split == "all":
-        return defects
-    return [replace(defect, examples=first_third(defect)[0]) for defect in defects]
+    defects = select(defects, args.only) if args.add is None else select(defects, args.add, "--add")
+    if (args.split or ("third" if args.data is not None else "all")) == "third":
+        defects = [replace(defect, examples=first_third(defect)[0]) for defect in defects]
+    known = read_run(args.out).defects if args.resume else []
+    return defects + [d for d in known if d.key in getattr(args, "added", ())]
 
 
 def record(args: argparse.Namespace) -> dict[str, object]:
-    """The options that a run remembers beside those of learn, paths whole."""
+    """The options that a run remembers beside those of learn, paths as in its config.json."""
     names = ("prediction_type", "data", "images", "masks", "name", "split", "only", "dtype")
-    options = {name: getattr(args, name) for name in names}
-    return {name: str(whole(value)) if isinstance(value, Path) else value
-            for name, value in options.items()}
+    return {name: portable(args.out, value) if isinstance(value := getattr(args, name), Path)
+            else value for name in names}
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse, load, learn, say where the preview is."""
+    """Parse, load, learn, say where the preview is; of several processes only the first says it."""
     args = parse_args(argv)
     device = cli.choose_device(args.device)
     args.dtype = cli.choose_dtype(args.dtype, device)   # what is recorded: auto varies by machine
-    check_out(args.out, args.resume)
-    with cli.Display() as report:
-        defects = select_defects(args, report)
-        report(f"loading {args.weights}", 0, 1)
-        sd = load(args.weights, device, cli.DTYPES[args.dtype], args.prediction_type)
-        report(f"loading {args.weights}", 1, 1)
-        print(*sd.remarks, sep="\n", file=sys.stderr)
-        run = learn(sd, defects, args.out,
-                    steps=args.steps, batch_size=args.batch_size, size=args.size,
-                    flip=not args.no_flip, mask_model=not args.no_masks, seed=args.seed,
-                    resume=args.resume, options=record(args), report=report)
-    cli.say(run.preview)
+    with (processes.together(device) if team() > 1 else nullcontext(),
+          nullcontext(silent) if processes.rank() else cli.Display() as report):
+        first = processes.rank() == 0
+        if first:
+            check_out(args.out, args.resume or args.add is not None)
+        if first and args.data == DEMO and not (args.out / DEMO).exists():
+            with held(args.out):
+                demo_data(args.out / DEMO, report)
+        processes.anywhere(False)       # the demo is drawn
+        defects = select_defects(args)
+        for source in each([args.weights], f"loading {args.weights}", 1, report):
+            sd = load(source, device, cli.DTYPES[args.dtype], args.prediction_type)
+        if first:
+            print(*sd.remarks, sep="\n", file=sys.stderr)
+        if args.add is not None:
+            run = add(sd, defects, args.out, report=report, stop=cli.terminated)
+        else:
+            run = learn(sd, defects, args.out,
+                        steps=args.steps, batch_size=args.batch_size, size=args.size,
+                        flip=not args.no_flip, mask_model=not args.no_masks, seed=args.seed,
+                        resume=args.resume, options=record(args), report=report,
+                        stop=cli.terminated)
+    if first:
+        cli.say(run.preview if args.add is None else run.folder / "previews")
 
 
 if __name__ == "__main__":

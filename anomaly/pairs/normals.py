@@ -8,7 +8,7 @@ from anomaly.files.atomic_files import read_rows, write_rows
 from anomaly.files.folders import image_files
 from anomaly.files.names import shown
 from anomaly.files.photographs import Photograph, open_photograph, size_of
-from anomaly.runs.run_folder import sha256
+from anomaly.training_files import sha256
 
 COLUMNS = ["object", "name", "bytes"]       # of the file in which they are recorded
 

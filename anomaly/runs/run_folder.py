@@ -1,6 +1,7 @@
 """The folder of a training run: what was asked, what was learned, and what resuming needs.
 
     RUN/config.json                               options, versions, checkpoint hash, training files
+                                                  (a path in RUN is relative to it, so RUN can move)
     RUN/loss.csv                                  a row a step
     RUN/embeddings/OBJECT-DEFECT.safetensors      e_a under "<object-defect>": diffusers opens it
     RUN/mask_embeddings/OBJECT-DEFECT.safetensors e_m under "<object-defect-mask>"
@@ -10,12 +11,12 @@
     RUN/masks/OBJECT-DEFECT/00000.png             the training masks as they were read: painting
                                                   needs no training photograph
     RUN/state/{image,mask}.safetensors            parameters, Adam's moments; metadata: their step
+    RUN/state/add/OBJECT-DEFECT/                  a run of its own: what --add has not joined yet
     RUN/preview.jpg                               what to judge it by
+    RUN/previews/OBJECT-DEFECT.jpg                and the defects that --add has joined to it
 """
 
-import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,16 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from anomaly.dataset import Defect, Example, read_example_mask
-from anomaly.embedding import AnomalyEmbedding
+from anomaly import processes
+from anomaly.dataset import Defect, read_example_mask
+from anomaly.embedding import AnomalyEmbedding, defects_in
 from anomaly.files.atomic_files import write_image, write_json, write_tensors
 from anomaly.files.holding import refuse_foreign
-from anomaly.files.names import same_path, whole
+from anomaly.files.names import same_path
 from anomaly.files.photographs import decode
 from anomaly.prompt import PROMPT
 from anomaly.runs.guidance import Strength
+from anomaly.training_files import check_same, described, hashes
 from ldm.model import StableDiffusion
 
 
@@ -50,42 +53,12 @@ class Run:
     @property
     def defects(self) -> list[Defect]:
         """What the run learned, with its training files."""
-        return [Defect(d["object"], d["defect"],
-                       tuple(Example(Path(e["image"]), tuple(map(Path, _masks(e))))
-                             for e in d["train"]),
-                       None if d["normals"] is None else Path(d["normals"]))
-                for d in self.config["defects"]]
+        return described(self.folder, self.config["defects"])
 
     @property
-    def real(self) -> list[list[str]]:
-        """What each defect is called and learns from, paths behind any links."""
-        return [[d.key, *(os.path.realpath(p) for e in d.examples for p in (e.image, *e.masks)),
-                 *([os.path.realpath(d.normals)] if d.normals else ())] for d in self.defects]
-
-    @property
-    def hashes(self) -> list[dict[str, str]]:
-        """sha256 by path, of each example's files; empty in runs of version 0.1."""
-        return [dict(zip((e["image"], *_masks(e)), e.get("sha256", ())))
-                for d in self.config["defects"] for e in d["train"]]
-
-
-def _masks(row: dict[str, Any]) -> list[str]:
-    return row["masks"] if "masks" in row else [row["mask"]]        # version 0.1 had one
-
-
-def describe(defects: list[Defect]) -> list[dict[str, Any]]:
-    """Defects for config.json, paths absolute."""
-    return [{"object": d.object, "defect": d.name,
-             "normals": None if d.normals is None else str(whole(d.normals)),
-             "train": [{"image": str(whole(e.image)), "masks": [str(whole(m)) for m in e.masks],
-                        "sha256": [sha256(path) for path in (e.image, *e.masks)]}
-                       for e in d.examples]} for d in defects]
-
-
-def sha256(path: Path) -> str:
-    """Of a file's bytes: a picture that was replaced under the same name is another one."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    def hashes(self) -> dict[Path, str]:
+        """sha256 of each training file; of none in runs of version 0.1."""
+        return hashes(self.folder, self.config["defects"])
 
 
 def read_run(folder: Path) -> Run:
@@ -121,29 +94,19 @@ def check_out(folder: Path, resume: bool) -> None:
                               f"or choose another --out")
 
 
-def _check_files(old: Run, new: Run) -> None:
-    """ValueError unless both learn from the same files with the same bytes."""
-    if old.real != new.real:
-        raise ValueError(f"--data: the training files differ from those in {old.folder}/"
-                         f"config.json; restore them or train into another --out")
-    for was, now in zip(old.hashes, new.hashes):
-        changed = [path for path in now if was.get(path, now[path]) != now[path]]
-        if changed:
-            raise ValueError(f"{changed[0]}: another picture than the one that the run in "
-                             f"{old.folder} learns; restore it or train into another --out")
-
-
 def _learned_steps(run: Run) -> int:
     """Steps a defect that the saved states have behind them."""
-    steps = [int(read_tensors(path)[1]["step"]) for path in run.folder.glob("state/*.safetensors")]
-    return -(-max(steps, default=0) // len(run.defects))
+    states = map(read_tensors, run.folder.glob("state/*.safetensors"))
+    return max((-(-int(metadata["step"]) // defects_in(tensors)) for tensors, metadata in states),
+               default=0)
 
 
 def start_run(folder: Path, config: dict[str, Any], resume: bool) -> Run:
     """Create the run, or find the one to resume; config as it is to be written.
 
     Raises ValueError if the one to resume was made with other options, files or model. --steps may
-    be any that is not learned yet, and the checkpoint may have moved.
+    be any that is not learned yet, the checkpoint may have moved, and other processes may share the
+    same batch.
     """
     if not resume:
         write_json(folder / "config.json", config)
@@ -151,19 +114,28 @@ def start_run(folder: Path, config: dict[str, Any], resume: bool) -> Run:
     old = read_run(folder)
     check_weights(old, config["options"]["weights"], config["weights_sha256"])
     before = old.config["options"]
-    for name, value in config["options"].items():
-        if name not in ("steps", "weights") and not same_path(value, before.get(name, value)):
+    options = {name: value for name, value in config["options"].items()
+               if name not in ("batch_size", "processes")}      # however many share it now
+    if (batch := processes.batch_of(config["options"])) != processes.batch_of(before):
+        raise ValueError(f"--batch-size: {batch} views a step in all (processes: "
+                         f"{processes.count()}), but the run in {folder} was made with "
+                         f"{processes.batch_of(before)} (processes: {before.get('processes', 1)}); "
+                         f"give as many, or another --out")
+    for name, value in options.items():
+        texts = [str(folder / each) if isinstance(each, str) else each
+                 for each in (value, before.get(name, value))]      # paths may be relative to it
+        if name not in ("steps", "weights") and not same_path(*texts):
             found, made = ("none" if v is None else v for v in (value, before[name]))
             raise ValueError(f"--{name.replace('_', '-')}: {found}, but the run in {folder} was "
                              f"made with {made}; resume with that or train into another --out")
     if config["prediction_type"] != old.config["prediction_type"]:
         raise ValueError(f"--prediction-type: found to be {config['prediction_type']}, but the run "
                          f"in {folder} was made with {old.config['prediction_type']}; give that")
-    _check_files(old, Run(folder, config))
+    check_same(folder, old.config["defects"], config["defects"])
     if config["options"]["steps"] < (learned := _learned_steps(old)):
         raise ValueError(f"--steps: {config['options']['steps']}, but the run in {folder} has "
                          f"learned {learned}; --resume takes as many or more")
-    config = {**config, "options": {**before, **config["options"]}}
+    config = {**config, "options": {**before, **options}}
     write_json(folder / "config.json", config)
     return Run(folder, config)
 
@@ -252,6 +224,11 @@ def load_strength(run: Run, defect: Defect) -> Strength:
                          f"--guidance, or run train_embed.py with --resume")
     guidance, goal, line = (json.loads(metadata[key]) for key in ("guidance", "goal", "line"))
     return Strength(guidance, goal, tuple(map(tuple, line)))
+
+
+def added_preview(run: Run, defect: Defect) -> Path:
+    """What to judge a defect by that --add has joined to the run."""
+    return run.folder / "previews" / f"{defect.stem}.jpg"
 
 
 def check_weights(run: Run, source: str, sha256: str) -> None:

@@ -4,10 +4,12 @@ The parameters and Adam's moments are in RUN/state, with their step in the metad
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from anomaly.embedding import VECTORS, defects_in
 from anomaly.files.atomic_files import append_rows, read_rows, write_rows, write_tensors
 from anomaly.runs.run_folder import Run, read_tensors
 from anomaly.train import Record
@@ -16,14 +18,19 @@ LOSS_COLUMNS = ["stage", "step", "defect", "loss", "e_a", "e_s", "e_m"]     # e_
 SAVE_EVERY, SAVE_SECONDS = 100, 60      # between states: steps, or seconds where they are slow
 
 
+def _learned(learner: nn.Module) -> dict[str, Any]:
+    """The parameters by name, without those of a frozen encoder."""
+    return {name: p for name, p in learner.named_parameters() if p.requires_grad}
+
+
 def save_state(run: Run, stage: str, learner: nn.Module, optimizer: torch.optim.Optimizer,
                step: int, records: Iterable[Record]) -> None:
     """loss.csv first, then the state: rows beyond the state's step are dropped on resuming."""
     append_rows(run.folder / "loss.csv", LOSS_COLUMNS, [
         {"stage": stage, "step": r.step, "defect": r.stem, "loss": f"{r.loss:.6g}",
          **{name: f"{norm:.4g}" for name, norm in r.norms.items()}} for r in records])
-    tensors: dict[str, Tensor] = dict(learner.named_parameters())
-    for name, parameter in learner.named_parameters():
+    tensors: dict[str, Tensor] = _learned(learner)
+    for name, parameter in _learned(learner).items():
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"{name}|{key}"] = value
     write_tensors(run.folder / "state" / f"{stage}.safetensors", tensors, {"step": str(step)})
@@ -35,7 +42,7 @@ def load_state(run: Run, stage: str, learner: nn.Module, optimizer: torch.optim.
     if not path.exists():
         return 0
     tensors, metadata = read_tensors(path)
-    parameters = dict(learner.named_parameters())
+    parameters = _learned(learner)
     if not set(parameters) <= set(tensors):
         raise ValueError(f"{path}: not this run's state; train again into another folder")
     for name, parameter in parameters.items():
@@ -43,7 +50,8 @@ def load_state(run: Run, stage: str, learner: nn.Module, optimizer: torch.optim.
         optimizer.state[parameter] = {      # empty for a defect that had no turn yet
             key.split("|")[1]: value if key.endswith("|step") else value.to(parameter.device)
             for key, value in tensors.items() if key.startswith(name + "|")}
-    return int(metadata["step"])
+    # More defects than the run has, if an --add was killed while it joined its own.
+    return int(metadata["step"]) * defects_in(parameters) // defects_in(tensors)
 
 
 def open_losses(run: Run, stage: str, step: int) -> None:
@@ -54,8 +62,37 @@ def open_losses(run: Run, stage: str, step: int) -> None:
     write_rows(path, LOSS_COLUMNS, rows)
 
 
+def _write_losses(run: Run, rows: Iterable[dict[str, str]]) -> None:
+    """Image steps, then mask steps."""
+    ordered = sorted(rows, key=lambda r: (r["stage"], int(r["step"])))
+    write_rows(run.folder / "loss.csv", LOSS_COLUMNS, ordered)
+
+
 def sort_losses(run: Run) -> None:
-    """Image steps, then mask steps: an extended run ends with the file of an unbroken one."""
-    path = run.folder / "loss.csv"
-    rows = sorted(read_rows(path, LOSS_COLUMNS), key=lambda r: (r["stage"], int(r["step"])))
-    write_rows(path, LOSS_COLUMNS, rows)
+    """An extended run ends with the file of an unbroken one."""
+    _write_losses(run, read_rows(run.folder / "loss.csv", LOSS_COLUMNS))
+
+
+def join_losses(run: Run, jobs: list[Run]) -> None:
+    """The rows of runs of one defect each, their steps after the run's.
+
+    What a killed --add has left is dropped: rows of defects that the run does not name.
+    """
+    known, steps = {d.stem for d in run.defects}, run.config["options"]["steps"]
+    rows = [r for r in read_rows(run.folder / "loss.csv", LOSS_COLUMNS) if r["defect"] in known]
+    for n, job in enumerate(jobs, len(known)):
+        rows += [{**r, "step": str(int(r["step"]) + n * steps)}
+                 for r in read_rows(job.folder / "loss.csv", LOSS_COLUMNS)]
+    _write_losses(run, rows)
+
+
+def join_states(run: Run, stage: str, jobs: list[Run]) -> None:
+    """The vectors and moments of runs of one defect each; again without what was left there."""
+    path = f"state/{stage}.safetensors"
+    known = {d.stem for d in run.defects}
+    tensors = {key: value for key, value in read_tensors(run.folder / path)[0].items()
+               if not key.startswith(VECTORS) or key.split("|")[0].split(".")[1] in known}
+    for job in jobs:
+        tensors.update(read_tensors(job.folder / path)[0])
+    step = run.config["options"]["steps"] * (len(known) + len(jobs))
+    write_tensors(run.folder / path, tensors, {"step": str(step)})
