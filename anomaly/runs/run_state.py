@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from anomaly.files.atomic_files import append_rows, read_rows, write_rows, write_tensors
-from anomaly.runs.run_folder import Run, read_tensors
+from anomaly.runs.run_folder import Run, fitted, read_tensors, step_of
 from anomaly.train import Record
 
 LOSS_COLUMNS = ["stage", "step", "defect", "loss", "e_a", "e_s", "e_m"]     # e_*: in words' norms
@@ -36,20 +36,24 @@ def load_state(run: Run, stage: str, learner: nn.Module, optimizer: torch.optim.
         return 0
     tensors, metadata = read_tensors(path)
     parameters = dict(learner.named_parameters())
-    if not set(parameters) <= set(tensors):
-        raise ValueError(f"{path}: not this run's state; train again into another folder")
+    like: dict[str, Tensor] = dict(parameters)
+    for name, parameter in parameters.items():
+        if f"{name}|step" in tensors:
+            like |= {f"{name}|step": torch.empty(()), f"{name}|exp_avg": parameter,
+                     f"{name}|exp_avg_sq": parameter}
+    fitted(path, tensors, like)
     for name, parameter in parameters.items():
         parameter.data.copy_(tensors[name])
         optimizer.state[parameter] = {      # empty for a defect that had no turn yet
             key.split("|")[1]: value if key.endswith("|step") else value.to(parameter.device)
             for key, value in tensors.items() if key.startswith(name + "|")}
-    return int(metadata["step"])
+    return step_of(path, metadata)
 
 
 def open_losses(run: Run, stage: str, step: int) -> None:
     """Make loss.csv end where the state does: this stage's rows up to step, and all of others."""
     path = run.folder / "loss.csv"
-    rows = [r for r in read_rows(path, LOSS_COLUMNS)
+    rows = [r for r in read_rows(path, LOSS_COLUMNS, [("step", int)])
             if r["stage"] != stage or int(r["step"]) <= step]
     write_rows(path, LOSS_COLUMNS, rows)
 
@@ -57,5 +61,6 @@ def open_losses(run: Run, stage: str, step: int) -> None:
 def sort_losses(run: Run) -> None:
     """Image steps, then mask steps: an extended run ends with the file of an unbroken one."""
     path = run.folder / "loss.csv"
-    rows = sorted(read_rows(path, LOSS_COLUMNS), key=lambda r: (r["stage"], int(r["step"])))
+    rows = sorted(read_rows(path, LOSS_COLUMNS, [("step", int)]),
+                  key=lambda r: (r["stage"], int(r["step"])))
     write_rows(path, LOSS_COLUMNS, rows)
