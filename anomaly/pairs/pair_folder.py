@@ -6,7 +6,6 @@
 Loaders sort names, hence the fixed width, and read every PNG below OUT/OBJECT, hence _meta.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +20,14 @@ from PIL import Image, ImageDraw
 from anomaly import __version__
 from anomaly.crop import defect_crop
 from anomaly.dataset import Defect
-from anomaly.files.atomic_files import append_rows, read_rows, write_image, write_json, write_rows
+from anomaly.files.atomic_files import (
+    append_rows,
+    read_json,
+    read_rows,
+    write_image,
+    write_json,
+    write_rows,
+)
 from anomaly.files.holding import held, refuse_foreign
 from anomaly.files.names import same_path, slug, unshown
 from anomaly.files.photographs import Photograph, decode, open_photograph
@@ -30,6 +36,7 @@ from anomaly.runs.sheets import sheet
 
 COLUMNS = ["image", "mask", "object", "defect", "k", "try", "seed", "normal", "mask_source",
            "change", "scale", "thin", "visible", "alike", "grain", "copy", "verdict", "reason"]
+NUMBERS = ("k", int), ("change", float), ("scale", float)
 LARGE = 2048                # pixels of a photograph that is to be shrunk to a tile
 ON_SHEET, A_ROW = 4, 2      # pairs of each defect on the contact sheet, and in one row of it
 # Version 0.1 wrote no version, and had these words for two values of --reweight.
@@ -80,7 +87,14 @@ class PairFolder:
         self._check_options()
         # A row whose pair a kill has cut short: what lies there of it is this tool's.
         self._rows = {self._names(row["object"], row["defect"], int(row["k"]), False)[0]: row
-                      for row in read_rows(self._manifest, COLUMNS)}
+                      for row in read_rows(self._manifest, COLUMNS, NUMBERS)}
+        for row in self._rows.values():     # its files may be taken away
+            made = [self._names(row["object"], row["defect"], int(row["k"]), away)
+                    for away in (False, True)]
+            if (row["image"], row["mask"]) not in made:
+                raise ValueError(f"{self._manifest}: names {row['image']!r} and {row['mask']!r}, "
+                                 f"expected {made[0][0]!r} and {made[0][1]!r}; repair that row or "
+                                 f"remove it")
         self._whole = {key for key, row in self._rows.items() if all(
             (self.folder / row[name]).is_file() for name in ("image", "mask"))}
 
@@ -96,13 +110,7 @@ class PairFolder:
         self._before: dict[str, Any] = {}
         if not path.is_file():
             return
-        try:
-            before = self._before = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as err:
-            raise ValueError(f"{path}: not JSON ({err}); choose another --out") from None
-        if not isinstance(before, dict):
-            raise ValueError(f"{path}: found a JSON {type(before).__name__}, expected an object; "
-                             f"choose another --out")
+        before = self._before = read_json(path, {}, "choose another --out")
         if "version" not in before:
             word = str(before.get("reweight", "off"))
             before["reweight"] = REWEIGHT_0_1.get(word, word)
