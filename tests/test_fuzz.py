@@ -6,6 +6,7 @@ import pickle
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -27,7 +28,7 @@ HERE = Path(__file__).parent
 
 
 @pytest.mark.parametrize("subject, cases, seed", [
-    *((subject, 100, 1) for subject in ("weights", "images", "runs")),
+    *((subject, 100, 7) for subject in ("weights", "images", "runs")),
     *(pytest.param(subject, cases, 2, marks=pytest.mark.fuzz) for subject, cases in (
         ("weights", 2000), ("images", 2000), ("runs", 1000)))])
 def test_damaged_files_are_read_or_refused_in_a_line_each(tmp_path, subject, cases, seed):
@@ -53,6 +54,16 @@ def test_a_header_is_believed_as_far_as_the_file_can_hold_its_pixels(tmp_path, d
             way(path)
     path.write_bytes(png(header, b"IDAT" + bytes(int(side ** 2 / most)), b"IEND"))
     assert size_of(path) == (side, side)
+
+
+def test_no_more_memory_is_asked_for_than_the_file_has(tmp_path):
+    Image.new("L", (9, 8)).save(path := tmp_path / "a.png")
+    start, end = path.read_bytes().split(b"IDAT")
+    path.write_bytes(start[:-4] + b"\x7f\xff\xff\xffIDAT" + end)       # the chunk's length
+    tracemalloc.start()
+    assert open_photograph(path).values.max() == 0
+    assert tracemalloc.get_traced_memory()[1] < 2 ** 22
+    tracemalloc.stop()
 
 
 def test_a_picture_of_one_pixel_is_read_in_every_format_and_mode(tmp_path):

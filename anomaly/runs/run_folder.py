@@ -44,8 +44,8 @@ RUN = {
         "weights": str, "steps": COUNT, "batch_size": (COUNT, None), "size": (COUNT, None),
         "seed": (range(10 ** 100), None), "no_flip": (bool, None), "no_masks": (bool, None),
         "prediction_type": ("auto", "eps", "v", None), "split": ("third", "all", None),
-        "dtype": ("auto", "fp32", "bf16", "fp16", None), "data": TEXT, "images": TEXT, "masks": TEXT,
-        "name": TEXT, "only": TEXT},
+        "dtype": ("auto", "fp32", "bf16", "fp16", None), "data": TEXT, "images": TEXT,
+        "masks": TEXT, "name": TEXT, "only": TEXT},
     "defects": [{"object": str, "defect": str, "normals": TEXT, "train": [{
         "image": str, "mask": TEXT, "masks": ([str], None), "sha256": ([str], None)}]}]}
 POINT = [float, float]
