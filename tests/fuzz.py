@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-SECONDS = 20                # for one case, which takes less than one
+SECONDS = 20                # of the processor, for one case: a reading takes less than one
 MEMORY = 2 ** 30            # address space beyond that at the start
 ODD = [0, -1, 1, 3, 2 ** 31, 2 ** 63, 10 ** 30, 1e308, -0.0, "", "4", None, True, [], {}, [[]], [0],
        [2 ** 62, 4], float("nan"), "\n", "../x", "a" * 300]
@@ -102,7 +102,7 @@ def tensors_damaged(whole: bytes, rng: random.Random) -> bytes:
 
 def ended(place: Place) -> str:
     """"read" or "refused"; raises AssertionError for any other end."""
-    signal.alarm(SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         place.read()
         return "read"
@@ -113,11 +113,11 @@ def ended(place: Place) -> str:
         assert str(place.named) in message or message.startswith("--"), repr(err)[:500]
         return "refused"
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def late(*_) -> None:
-    """For SIGALRM."""
+    """For SIGPROF."""
     raise AssertionError(f"not done after {SECONDS} s")
 
 
@@ -128,7 +128,7 @@ def peak() -> int:
 
 def main(subject: str, root: Path, cases: int, seed: int) -> dict:
     """Damage, read, repair; every fault with the number of its case."""
-    signal.signal(signal.SIGALRM, late)
+    signal.signal(signal.SIGPROF, late)
     places: list[Place] = import_module(f"fuzz_{subject}").places(root)
     for place in {place.read: place for place in places}.values():
         assert ended(place) == "read", place.file

@@ -109,7 +109,8 @@ def places(root: Path) -> list[Place]:
 
     def afresh(way) -> None:
         try:
-            way()
+            with redirect_stderr(io.StringIO()):        # remarks, once a tool has asked for them
+                way()
         finally:
             for name in ("run", "out"):
                 shutil.rmtree(root / name)
