@@ -238,7 +238,7 @@ def test_a_second_command_with_other_options_is_refused_naming_the_option(tmp_pa
     with pytest.raises(ValueError, match="--run: another run than that of the pairs in"):
         PairFolder(tmp_path / "out", {"seed": 0, "run": "ab" * 32})
     (tmp_path / "out/_meta/config.json").write_text("[]")
-    with pytest.raises(ValueError, match="found a JSON list, expected an object"):
+    with pytest.raises(ValueError, match="it is .., expected an object"):
         PairFolder(tmp_path / "out", {"seed": 0})
 
 
@@ -318,6 +318,52 @@ def test_a_saved_state_restores_parameters_and_moments(run, sd):
             assert torch.equal(value, fresh.state[b][key])
 
 
+@pytest.mark.parametrize("tensors, metadata, words", [
+    (lambda own: {"a": torch.zeros(1)}, {"step": "5"}, "'a' has the shape .1,., expected None"),
+    (lambda own: {**own, "e_a.Tile-A-crack": torch.zeros(1, 32)}, {"step": "5"}, "expected .8, 32"),
+    (lambda own: {**own, "x": torch.tensor(torch.nan)}, {"step": "5"}, "'x' has values that are"),
+    (lambda own: own, {"step": "-1"}, "no step in its metadata"),
+    (lambda own: own, {}, "no step in its metadata")])
+def test_a_state_that_is_not_the_runs_is_refused(run, sd, tensors, metadata, words):
+    learner = AnomalyEmbedding(sd, run.defects, 0)
+    own = dict(learner.named_parameters())
+    write_tensors(run.folder / "state/image.safetensors", tensors(own), metadata)
+    with pytest.raises(ValueError, match=f"image.safetensors: .*{words}"):
+        run_state.load_state(run, "image", learner, torch.optim.Adam(learner.rates(sd)))
+
+
+def test_vectors_masks_and_sizes_of_another_kind_are_refused(run, sd):
+    defect, = run.defects
+    name = "embeddings/Tile-A-crack"
+    for metadata in ({"line": "[[1, 2]]"}, {"line": "[[2, 1], [1, 2]]"}, {"guidance": "0"}):
+        line = {"guidance": "1", "goal": "1", "line": "[[1, 1], [2, 2]]", **metadata}
+        runs.save_module(run, name, {"a": torch.zeros(1, 32)}, **line)
+        with pytest.raises(ValueError, match="no guidance in its metadata"):
+            runs.load_strength(run, defect)
+    with pytest.raises(ValueError, match="shape .1, 32., expected .8, 32"):     # nor repeated
+        runs.load_learner(run, sd, [defect])
+    write_image(run.folder / "masks/Tile-A-crack/00000.png", np.zeros((9, 9), np.uint8))
+    with pytest.raises(ValueError, match="00000.png: no defect in it"):
+        runs.load_masks(run, defect)
+    run.config["size"] = 65
+    with pytest.raises(ValueError, match="config.json: size is 65, but the model takes multiples"):
+        runs.load_learner(run, sd, [defect])
+
+
+@pytest.mark.parametrize("column, value, words", [
+    ("image", "../x", "names '../x'"), ("mask", "", "names 'o/test"), ("k", "x", "damaged .*'x'"),
+    ("scale", "x", "damaged")])
+def test_a_row_of_no_pair_is_refused_and_nothing_is_removed(tmp_path, column, value, words):
+    write_image(tmp_path / "x", np.zeros((2, 2), np.uint8))
+    write(PairFolder(tmp_path / "out"), Defect("o", "d", ()), 0, tmp_path / "x")
+    path = tmp_path / "out/_meta/manifest.csv"
+    row, = read_rows(path, COLUMNS)
+    write_rows(path, COLUMNS, [{**row, column: value}])
+    with pytest.raises(ValueError, match=f"manifest.csv: {words}"):
+        PairFolder(tmp_path / "out")
+    assert (tmp_path / "x").exists()
+
+
 def test_losses_end_where_the_state_does(run):
     columns = run_state.LOSS_COLUMNS
     rows = [{**dict.fromkeys(columns, ""), "stage": stage, "step": step}
@@ -373,7 +419,7 @@ def test_vectors_older_than_the_config_are_refused(run, sd):
     config["options"]["steps"] = 9
     longer = runs.start_run(run.folder, config, resume=True)
     with pytest.raises(ValueError, match="after 5 steps of 9; training did not finish"):
-        runs.load_vectors(longer, "embeddings", longer.defects[0])
+        runs.load_vectors(longer, "embeddings", longer.defects[0], torch.zeros(8, 32))
     assert longer.defects[0].examples == (Example(Path("/i.png"), (Path("/m.png"),)),)
 
 

@@ -43,6 +43,12 @@ def test_the_suffixes_of_the_common_layouts_are_known(tmp_path, mask, together):
     assert pairs(tmp_path, ["a.jpg"], [mask], together) == {"a.jpg": [mask]}
 
 
+@pytest.mark.parametrize("name", ["a b", " a ", "a\nb", "a\tb", "-a", "'a\"", "%s{0}", "a" * 240])
+def test_any_name_is_paired(tmp_path, name):
+    assert pairs(tmp_path, [f"{name}.png"], [f"{name}_mask.png"]) == {
+        f"{name}.png": [f"{name}_mask.png"]}
+
+
 def test_the_longest_name_wins(tmp_path):
     found = pairs(tmp_path, ["a.png", "a_1.png", "a_gt.png", "b.x.png"],
                   ["a.png", "a_1_mask.png", "a_gt_gt.png", "b.x.png"])

@@ -25,10 +25,10 @@ EVERYTHING = PAIRS | {"anomaly.drawn", "weights", "ldm"}
 LIMITS = {      # folder -> code lines at most, and what of the project its files may import
     "ldm": (600, {"ldm"}),
     "weights": (790, {"weights", "ldm"}),
-    "anomaly/files": (610, FILES),
+    "anomaly/files": (660, FILES),
     "anomaly": (840, CORE | {"ldm"}),
     "anomaly/scores": (350, SCORES | {"ldm"}),
-    "anomaly/runs": (680, RUNS | {"ldm"}),
+    "anomaly/runs": (740, RUNS | {"ldm"}),
     "anomaly/pairs": (1100, PAIRS | {"ldm", "anomaly.__version__"}),
     "anomaly/drawn": (430, CORE | {"anomaly.drawn"}),
     "tools": (720, EVERYTHING | {"cli", "benchmarks", "pretraining", "anomaly.__version__"}),

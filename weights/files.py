@@ -100,7 +100,7 @@ def open_weights(path: Path, device: str) -> safe_open:
     try:
         file: Any = safe_open(path, framework="pt", device=device)      # its methods have no types
     except SafetensorError as err:
-        raise ValueError(f"{path}: not a whole safetensors file ({' '.join(str(err).split())}); "
+        raise ValueError(f"{path}: not a whole safetensors file ({str(err)!r}); "
                          f"download it again") from None
     if not file.keys():
         raise ValueError(f"{path}: holds no tensors; download it again")

@@ -54,5 +54,4 @@ def folder_tokenizer(folder: Path, config: TextConfig) -> Tokenizer:
                              f"{config.vocab_size} tokens")
         return Tokenizer(vocab, merges, config.context_length, config.zero_padding)
     except Exception as err:    # the tokenizers package raises bare Exception for a bad vocabulary
-        reason = str(err).partition("\n")[0]
-        raise ValueError(f"{folder}: not a CLIP tokenizer ({reason})") from None
+        raise ValueError(f"{folder}: not a CLIP tokenizer ({str(err)!r})") from None

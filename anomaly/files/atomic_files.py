@@ -1,4 +1,7 @@
-"""Files that are whole or not there: written under a temporary name, then renamed."""
+"""Files that are whole or not there: written under a temporary name, then renamed.
+
+What is read back may have been damaged or edited since: it is checked against what was written.
+"""
 
 import csv
 import errno
@@ -7,7 +10,10 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
+from reprlib import repr as short
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -85,6 +91,52 @@ def write_json(path: Path, content: Mapping[str, object]) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def _is(value: Any, kind: Any) -> bool:
+    """True if a JSON value is of a type (a whole number is a float, too), in a range, or equal."""
+    if kind is float:
+        return type(value) in (int, float) and abs(value) < 1e300       # NaN is not
+    if isinstance(kind, range):
+        return type(value) is int and value in kind
+    return type(value) is kind or value is kind or (isinstance(kind, str) and value == kind)
+
+
+def misfit(value: Any, kind: Any, name: str = "") -> str:
+    """What in a JSON value is not of a kind, in words; "" if all is.
+
+    kind: a type, a range, None or a word; a tuple of kinds: one of them; a list: the kinds of the
+    elements, or the one of all of them, and there are some; a dict: the kinds by key. An absent key
+    is None.
+    """
+    inner: list[tuple[Any, Any, str]] = []
+    if isinstance(kind, tuple):
+        fits = any(not misfit(value, one) for one in kind)
+    elif isinstance(kind, dict) and isinstance(value, dict):
+        fits = True
+        inner = [(value.get(key), one, f"{name}.{key}") for key, one in kind.items()]
+    elif isinstance(kind, list) and isinstance(value, list):
+        kinds = kind * len(value) if len(kind) == 1 else kind
+        fits = len(kinds) == len(value) > 0
+        inner = [(*each, f"{name}[{i}]") for i, each in enumerate(zip(value, kinds))]
+    else:
+        fits = _is(value, kind)
+    if not fits:
+        expected = "an object" if isinstance(kind, dict) else "a list" if isinstance(kind, list) \
+            else getattr(kind, "__name__", kind)
+        return f"{name.lstrip('.') or 'it'} is {short(value)}, expected {expected}"
+    return next(filter(None, (misfit(*each) for each in inner)), "")
+
+
+def read_json(path: Path, kind: dict[str, Any], remedy: str) -> dict[str, Any]:
+    """A JSON object of a kind; ValueError that names the file, the place and the remedy."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as err:
+        raise ValueError(f"{path}: not JSON ({err}); {remedy}") from None
+    if problem := misfit(found, kind):
+        raise ValueError(f"{path}: {problem}; {remedy}")
+    return found
+
+
 def _csv(columns: list[str], rows: Iterable[Mapping[str, object]], header: bool) -> bytes:
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns)
@@ -108,16 +160,23 @@ def append_rows(path: Path, columns: list[str], rows: Iterable[Mapping[str, obje
         file.write(_csv(columns, rows, header=file.tell() == 0))
 
 
-def read_rows(path: Path, columns: list[str]) -> list[dict[str, str]]:
+def read_rows(path: Path, columns: list[str],
+              numbers: Iterable[tuple[str, type[float]]] = ()) -> list[dict[str, str]]:
     """The whole rows of a CSV file; [] if there is none. A line torn by a kill is left out.
 
-    A column that the file does not have is empty: older versions wrote fewer.
+    A column that the file does not have is empty: older versions wrote fewer. numbers: int for
+    columns of whole numbers, float for others, which may be empty; ValueError for what is none.
     """
     if not path.is_file():
         return []
-    with open(path, newline="", encoding="utf-8") as file:
-        text = file.read()
-    whole = text[:text.rfind("\n") + 1]
-    rows = csv.DictReader(io.StringIO(whole, newline=""))
-    return [{**dict.fromkeys(columns, ""), **row} for row in rows
-            if set(row) <= set(columns) and None not in row.values()]
+    try:
+        text = path.read_bytes().decode()
+        whole = text[:text.rfind("\n") + 1]
+        rows = [{**dict.fromkeys(columns, ""), **row}
+                for row in csv.DictReader(io.StringIO(whole, newline=""))
+                if set(row) <= set(columns) and None not in row.values()]
+        for row, (name, kind) in product(rows, numbers):
+            kind(row[name] if kind is int else row[name] or 0)
+    except (ValueError, csv.Error) as err:
+        raise ValueError(f"{path}: damaged ({str(err)!r}); repair that row or remove it") from None
+    return rows

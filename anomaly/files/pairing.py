@@ -16,8 +16,8 @@ from anomaly.files.folders import READ, image_files, subfolders
 from anomaly.files.names import normal_form
 
 SUFFIX = re.compile(
-    r"(.+?)[ ._-]*(masks?|gt|ground[ _-]?truth|labels?|seg|segm|segmentation|annotation)"
-    r"(?P<number>[ ._-]*\d+)?", re.IGNORECASE)
+    r"(.+?)([ ._-]*)(masks?|gt|ground[ _-]?truth|labels?|seg|segm|segmentation|annotation)"
+    r"(?P<number>[ ._-]*\d+)?", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ def _names(mask: MaskFiles) -> Iterator[tuple[str, bool]]:
     for base in dict.fromkeys((stem, _stem(stem))):
         yield base, False
         if match := SUFFIX.fullmatch(base):
-            yield match[1], match["number"] is not None
+            for end in range(match.end(2), match.end(1) - 1, -1):       # "a " may be a name, too
+                yield base[:end], match["number"] is not None
             yield _stem(match[1]), match["number"] is not None
 
 

@@ -6,8 +6,11 @@
     turned by EXIF, several pages: as shown, page 1, and said
 """
 
+import errno
+import io
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,6 +24,9 @@ from anomaly.files.pairing import SUFFIX
 from anomaly.files.remarks import remark
 
 MEGAPIXELS = 500        # of one photograph: RGB of this size takes 1.5 GB, and is held thrice
+# Of pixels beyond MANY a byte of the file holds at most so many: four grey levels, all alike and
+# deflated, are 4,128. Of one bit a row takes a bit at least (CCITT group 4).
+MANY, EMPTIEST = 64_000_000, 5_000
 OPENED = [name for name in FORMATS if name in Image.OPEN]       # MPO opens as JPEG
 DEPTHS = (255, 1023, 4095, 16383, 65535)        # white at 8, 10, 12, 14 and 16 bits
 # EXIF orientation -> what shows the picture upright.
@@ -54,6 +60,31 @@ class Photograph:
         return levels[np.minimum(self.values, self.white)]
 
 
+class Bounded(io.BufferedReader):
+    """A file that is asked for no more bytes than it has, whatever a header says.
+
+    A reader takes memory for all that it is asked for.
+    """
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Up to size bytes, or all that is left."""
+        there = os.fstat(self.fileno()).st_size
+        return super().read(size if size is None else min(size, there))
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """libtiff writes what it stumbles on to the process's stderr; Pillow raises it, too."""
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nothing:
+        os.dup2(nothing.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
 @contextmanager
 def _opened(path: Path, kind: str) -> Iterator[ImageFile.ImageFile]:
     """The file, not decoded yet; whatever the library stumbles on becomes a line with its name."""
@@ -63,19 +94,25 @@ def _opened(path: Path, kind: str) -> Iterator[ImageFile.ImageFile]:
         with catch_warnings():
             simplefilter("ignore")
             # Opened here: of a path Pillow maps the file, and turns a mapped TIFF wrongly.
-            with open(path, "rb") as raw, Image.open(raw, formats=OPENED) as file:
-                if file.width * file.height > MEGAPIXELS * 1_000_000:
+            with (Bounded(open(path, "rb", buffering=0)) as raw,
+                  Image.open(raw, formats=OPENED) as file):
+                pixels = file.width * file.height
+                if pixels > MEGAPIXELS * 1_000_000:
                     remedy = "cut it into pieces"
                     raise ValueError(f"{file.width}x{file.height} pixels are more than "
                                      f"{MEGAPIXELS} megapixels")
-                yield file
+                least = file.height / 8 if file.mode == "1" else pixels / EMPTIEST
+                if pixels > MANY and path.stat().st_size < least:   # before they are allocated
+                    raise ValueError(f"too few for {file.width}x{file.height} pixels")
+                with _silent() if file.format == "TIFF" else nullcontext():
+                    yield file
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such {kind}") from None
     except MemoryError:
         raise
     except Exception as err:        # a decoder of damaged bytes raises anything
-        if isinstance(err, OSError) and err.errno:      # the disk's fault, or a missing right
-            raise
+        if isinstance(err, OSError) and err.errno not in (None, errno.EINVAL):
+            raise       # the disk's fault, or a missing right; EINVAL: sought before the start
         size = path.stat().st_size
         why = "no image" if isinstance(err, UnidentifiedImageError) else " ".join(str(err).split())
         with open(path, "rb") as again:

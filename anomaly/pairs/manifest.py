@@ -16,10 +16,12 @@ from pathlib import Path
 
 from anomaly.files.atomic_files import append_rows, read_rows, write_rows
 from anomaly.files.holding import LOCK, held, living, missing, take_away
+from anomaly.files.names import slug
 
 COLUMNS = ["image", "mask", "object", "defect", "k", "try", "seed", "normal", "normal_sha256",
            "mask_source", "change", "scale", "thin", "visible", "alike", "grain", "copy", "verdict",
            "reason"]
+NUMBERS = ("k", int), ("change", float), ("scale", float)
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,24 @@ class Shard:
 ALONE = Shard()
 
 
+def names_of(object_: str, defect: str, k: int, rejected: bool = False) -> tuple[str, str]:
+    """The files of a pair, image and mask; the image of one that is not rejected is its key."""
+    root = f"_meta/rejected/{slug(object_)}" if rejected else slug(object_)
+    return (f"{root}/test/{slug(defect)}/{k:05d}.png",
+            f"{root}/ground_truth/{slug(defect)}/{k:05d}_mask.png")
+
+
 def manifest_rows(out: Path) -> list[dict[str, str]]:
     """The rows of a folder of pairs in order, those that no worker has merged yet among them."""
     meta = out / "_meta"
     rows: dict[tuple[str, str, str], dict[str, str]] = {}
     for path in (meta / "manifest.csv", *sorted(meta.glob("parts/*.csv"))):
-        for row in read_rows(path, COLUMNS):
+        for row in read_rows(path, COLUMNS, NUMBERS):
+            own = [names_of(row["object"], row["defect"], int(row["k"]), away)
+                   for away in (False, True)]
+            if (row["image"], row["mask"]) not in own:      # its files may be taken away
+                raise ValueError(f"{path}: names {row['image']!r} and {row['mask']!r}, expected "
+                                 f"{own[0][0]!r} and {own[0][1]!r}; repair that row or remove it")
             rows[row["object"], row["defect"], row["k"]] = row
     return sorted(rows.values(), key=lambda row: (row["object"], row["defect"], int(row["k"])))
 

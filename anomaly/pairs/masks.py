@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from anomaly.dataset import Defect, Example, read_example_mask
+from anomaly.embedding import E_M_VECTORS
 from anomaly.files.pairing import mask_files_in, masks_of
 from anomaly.files.remarks import remark
 from anomaly.mask_model import mask_picture, refusal, sample_masks, shape_of
@@ -100,7 +101,7 @@ def training_masks(sd: StableDiffusion, run: Run, defect: Defect, normals: list[
                          f"photograph of --normals; {remedy}")
 
     sizes = [size_of_patch(patch) for patch in usable]
-    flip = not run.config["options"]["no_flip"]
+    flip = not run.config["options"].get("no_flip")
 
     def target(plan: Plan) -> Target:
         real = usable[plan.reference]
@@ -179,10 +180,11 @@ def learned_masks(sd: StableDiffusion, run: Run, defect: Defect, normals: list[N
     Draws for the pairs still waiting fill a batch. Choosing raises RuntimeError after GIVE_UP
     refusals in a row.
     """
-    if run.config["options"]["no_masks"]:
+    if run.config["options"].get("no_masks"):
         raise ValueError(f"--masks learned: {run.folder} has no mask_embeddings, it was trained "
                          f"with --no-masks; use --masks train")
-    e_m = load_vectors(run, "mask_embeddings", defect).to(sd.device)
+    like = torch.empty(E_M_VECTORS, sd.text_encoder.config.width)
+    e_m = load_vectors(run, "mask_embeddings", defect, like).to(sd.device)
     size, factor = run.config["size"], sd.vae.config.factor
     patches = _patches(run, defect)
     real = [shape_of(mask_picture(mask, size, factor).mask, factor)

@@ -53,7 +53,7 @@ class NormalsRecord:
 
     def _read(self) -> dict[str, dict[str, int]]:
         found: dict[str, dict[str, int]] = {}
-        for row in read_rows(self.path, COLUMNS):
+        for row in read_rows(self.path, COLUMNS, [("bytes", int)]):
             found.setdefault(row["object"], {})[row["name"]] = int(row["bytes"])
         return found
 

@@ -235,7 +235,7 @@ def paint(sd: StableDiffusion, run: Run, folder: PairFolder, *, defects: list[De
     """
     defects = run.defects if defects is None else defects
     learner = run_folder.load_learner(run, sd, defects)
-    to_rgb = run_folder.load_module(run, "latent_to_rgb")["latent_to_rgb"].to(sd.device)
+    to_rgb = run_folder.load_to_rgb(run).to(sd.device)
     if strength != 1 and (weigh is not None or guidance is not None):
         raise ValueError("--strength: belongs to --guidance auto without --reweight; leave one out")
     if weigh is not None and guidance is None:

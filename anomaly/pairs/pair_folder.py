@@ -7,7 +7,6 @@ Loaders sort names, hence the fixed width, and read every PNG below OUT/OBJECT, 
 normals.csv has the photographs that are painted into: a pair depends on which there are.
 """
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -23,12 +22,12 @@ from PIL import Image, ImageDraw
 from anomaly import __version__
 from anomaly.crop import defect_crop
 from anomaly.dataset import Defect
-from anomaly.files.atomic_files import write_image, write_json
+from anomaly.files.atomic_files import read_json, write_image, write_json
 from anomaly.files.holding import refuse_foreign
-from anomaly.files.names import normal_form, same_path, slug, unshown
+from anomaly.files.names import normal_form, same_path, unshown
 from anomaly.files.photographs import Photograph, decode, open_photograph
 from anomaly.files.remarks import remark
-from anomaly.pairs.manifest import ALONE, COLUMNS, Manifest, Shard, manifest_rows
+from anomaly.pairs.manifest import ALONE, COLUMNS, Manifest, Shard, manifest_rows, names_of
 from anomaly.pairs.normals import Normal, NormalsRecord
 from anomaly.runs.sheets import sheet
 
@@ -87,7 +86,7 @@ class PairFolder:
         self._known, self._whole = set(), set()
         self._hashes: dict[str, str] = {}       # of the photographs that were painted into
         for row in manifest_rows(self.folder):
-            key = self._names(row["object"], row["defect"], int(row["k"]), False)[0]
+            key = names_of(row["object"], row["defect"], int(row["k"]))[0]
             self._known.add(key)
             if self._is_whole(row):
                 self._whole.add(key)
@@ -151,13 +150,7 @@ class PairFolder:
         self._before: dict[str, Any] = {}
         if not path.is_file():
             return
-        try:
-            before = self._before = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as err:
-            raise ValueError(f"{path}: not JSON ({err}); choose another --out") from None
-        if not isinstance(before, dict):
-            raise ValueError(f"{path}: found a JSON {type(before).__name__}, expected an object; "
-                             f"choose another --out")
+        before = self._before = read_json(path, {}, "choose another --out")
         if "version" not in before:
             word = str(before.get("reweight", "off"))
             before["reweight"] = REWEIGHT_0_1.get(word, word)
@@ -191,18 +184,12 @@ class PairFolder:
         self._check_options()
         self._record.check(normals)
 
-    def _names(self, object_: str, defect: str, k: int, rejected: bool) -> tuple[str, str]:
-        """Of the image and the mask; the image of a pair that is not rejected is its key."""
-        root = f"_meta/rejected/{slug(object_)}" if rejected else slug(object_)
-        return (f"{root}/test/{slug(defect)}/{k:05d}.png",
-                f"{root}/ground_truth/{slug(defect)}/{k:05d}_mask.png")
-
     def _key(self, defect: Defect, k: int) -> str:
-        return self._names(defect.object, defect.name, k, False)[0]
+        return names_of(defect.object, defect.name, k)[0]
 
     def done(self, defect: Defect, k: int) -> bool:
         """True if pair k is complete. FileExistsError if a file of it is not this tool's."""
-        names = self._names(defect.object, defect.name, k, False)
+        names = names_of(defect.object, defect.name, k)
         if names[0] not in self._known:
             for name in names:
                 if self._is_there(name):
@@ -234,7 +221,7 @@ class PairFolder:
                              f"painted; restore it or choose another --out")
         if not self._started:
             self._start()
-        image_name, mask_name = self._names(defect.object, defect.name, k, rejected)
+        image_name, mask_name = names_of(defect.object, defect.name, k, rejected)
         self._manifest.append({**dict.fromkeys(COLUMNS, ""), "image": image_name,
                                "mask": mask_name, "object": defect.object,
                                "defect": defect.name, "k": k, **said})

@@ -62,7 +62,7 @@ def _check(run: Run, defects: list[Defect]) -> None:
     for defect in run.defects:
         load_gate(run, defect)
         for kind in _folders(run).values():
-            run_folder.load_vectors(run, kind, defect)
+            run_folder.load_module(run, f"{kind}/{defect.stem}")
     if not run.preview.is_file():
         raise FileNotFoundError(f"{run.preview}: not found; run train_embed.py with --resume")
 

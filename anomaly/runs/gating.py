@@ -11,9 +11,9 @@ from torch import Tensor
 
 from anomaly.crop import to_image
 from anomaly.dataset import Defect
-from anomaly.files.atomic_files import write_json
+from anomaly.files.atomic_files import misfit, write_json
 from anomaly.painter import Settings, paint_crops
-from anomaly.runs.run_folder import Run, load_module, save_module
+from anomaly.runs.run_folder import COUNT, Run, load_module, save_module
 from anomaly.runs.sheets import to_pixels
 from anomaly.sampler import Guidance
 from anomaly.scores.gate import Gate, Material, calibrate
@@ -22,6 +22,8 @@ from ldm.model import StableDiffusion
 
 EMPTIES, BATCH = 12, 4      # empty paintings a defect at most; pictures at a time
 TENSORS = "centre", "scale", "known", "high_passes", "cores"
+NUMBERS = {"least": float, "visible": float, "alike": float, "grain": [float, float], "copy": float,
+           "photographs": COUNT, "empties": float, "surfaces": (float, None)}
 
 
 def composited(frames: list[Framed], painted: Tensor) -> Tensor:
@@ -78,14 +80,20 @@ def save_gates(run: Run, gates: dict[str, Gate]) -> None:
 
 def load_gate(run: Run, defect: Defect) -> Gate:
     """What save_gates wrote; ValueError or FileNotFoundError where it is not this run's."""
-    path, tensors = run.folder / "gate.json", load_module(run, "gate")
+    path, tensors = run.folder / "gate.json", load_module(run, "gate", begin=f"{defect.stem}|")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         fields: dict[str, Any] = {**found["defects"][defect.stem], **{
             name: tensors[f"{defect.stem}|{name}"] for name in TENSORS}}
         if {name: found[name] for name in _made(run)} != _made(run):
             raise ValueError("made by another model or after another number of steps")
-        return Gate(**{**fields, "grain": tuple(fields["grain"])})
-    except (OSError, ValueError, KeyError, TypeError) as err:
+        if problem := misfit(fields, NUMBERS):
+            raise ValueError(problem)
+        gate = Gate(**{**fields, "grain": tuple(fields["grain"])})
+        sides = [some.shape for some in (gate.centre, gate.scale, gate.known[0], gate.cores)]
+        if sides[1:] != [sides[0], sides[0], gate.high_passes.shape]:
+            raise ValueError("its tensors do not belong together")
+        return gate
+    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError) as err:
         raise ValueError(f"{path}: no gate of {defect.key} in this run ({type(err).__name__}: "
                          f"{err}); run train_embed.py with --resume") from None

@@ -188,15 +188,14 @@ def learn_into(sd: StableDiffusion, run: Run, defects: list[Defect], batch_size:
     options, first, ended = run.config["options"], processes.rank() == 0, ending(report, stop)
     learner = AnomalyEmbedding(sd, defects, options["seed"])
     if base is not None:
-        learner.spatial_encoder.load_state_dict(run_folder.load_module(base, "spatial_encoder"))
-        learner.spatial_encoder.requires_grad_(False)
+        run_folder.load_encoder(base, learner)
     with reading(run.hashes):
         views = {d.stem: random_views(sd, d, run.config["size"], not options["no_flip"],
                                       options["seed"], ended) for d in defects}
         if first:
             run_folder.save_masks(run, defects)
             to_rgb = fit_latent_to_rgb(sd, defects, run.config["size"], ended) if base is None \
-                else run_folder.load_module(base, "latent_to_rgb")["latent_to_rgb"]
+                else run_folder.load_to_rgb(base)
             run_folder.save_module(run, "latent_to_rgb", {"latent_to_rgb": to_rgb})
     train_stage(run, "image", sd, views, learner, batch_size, report, stop)
     if first:

@@ -17,25 +17,43 @@
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from anomaly import processes
-from anomaly.dataset import Defect, read_example_mask
+from anomaly.dataset import Defect, check_names, read_example_mask
 from anomaly.embedding import AnomalyEmbedding, defects_in
-from anomaly.files.atomic_files import write_image, write_json, write_tensors
+from anomaly.files.atomic_files import misfit, read_json, write_image, write_json, write_tensors
 from anomaly.files.holding import refuse_foreign
+from anomaly.files.mask_reading import read_mask
 from anomaly.files.names import same_path
-from anomaly.files.photographs import decode
 from anomaly.prompt import PROMPT
 from anomaly.runs.guidance import Strength
 from anomaly.training_files import check_same, described, hashes
 from ldm.model import StableDiffusion
+
+# What of config.json is read again. None: older versions did not write it.
+COUNT, TEXT = range(1, 2 ** 31), (str, None)
+RUN = {
+    "size": COUNT, "weights_sha256": str, "prediction_type": ("eps", "v"),
+    "options": {
+        "weights": str, "steps": COUNT, "batch_size": (COUNT, None), "size": (COUNT, None),
+        "seed": (range(10 ** 100), None), "no_flip": (bool, None), "no_masks": (bool, None),
+        "prediction_type": ("auto", "eps", "v", None), "split": ("third", "all", None),
+        "dtype": ("auto", "fp32", "bf16", "fp16", None), "data": TEXT, "images": TEXT,
+        "masks": TEXT, "name": TEXT, "only": TEXT, "processes": (COUNT, None),
+        "added": ([str], None)},
+    "defects": [{"object": str, "defect": str, "normals": TEXT, "train": [{
+        "image": str, "mask": TEXT, "masks": ([str], None), "sha256": ([str], None)}]}]}
+POINT = [float, float]
+STRENGTH = {"guidance": float, "goal": float, "line": ([POINT, POINT], [POINT, POINT, POINT])}
 
 
 @dataclass(frozen=True)
@@ -69,13 +87,12 @@ def read_run(folder: Path) -> Run:
             "it is a file" if folder.exists() else "no such folder"
         raise FileNotFoundError(f"{folder}: not a training run ({what}); train one first: "
                                 f"train_embed.py --out {folder}, without --resume")
+    remedy = "restore it, or train again into another folder"
+    run = Run(folder, read_json(path, RUN, remedy))
     try:
-        run = Run(folder, json.loads(path.read_text(encoding="utf-8")))
-        _ = [run.config[key] for key in ("size", "weights_sha256", "prediction_type")]
-        _ = run.defects, run.config["options"]["steps"]
-    except (ValueError, KeyError, TypeError, AttributeError) as err:
-        raise ValueError(f"{path}: not a run's config.json ({type(err).__name__}: {err}); "
-                         f"train again into another folder") from None
+        check_names(run.defects)
+    except (ValueError, KeyError) as err:       # KeyError: an example without a mask
+        raise ValueError(f"{path}: not a run's ({err}); {remedy}") from None
     return run
 
 
@@ -96,9 +113,9 @@ def check_out(folder: Path, resume: bool) -> None:
 
 def _learned_steps(run: Run) -> int:
     """Steps a defect that the saved states have behind them."""
-    states = map(read_tensors, run.folder.glob("state/*.safetensors"))
-    return max((-(-int(metadata["step"]) // defects_in(tensors)) for tensors, metadata in states),
-               default=0)
+    states = ((path, *read_tensors(path)) for path in run.folder.glob("state/*.safetensors"))
+    return max((-(-step_of(path, metadata) // defects_in(tensors))
+                for path, tensors, metadata in states), default=0)
 
 
 def start_run(folder: Path, config: dict[str, Any], resume: bool) -> Run:
@@ -140,16 +157,42 @@ def start_run(folder: Path, config: dict[str, Any], resume: bool) -> Run:
     return Run(folder, config)
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a file that a run wrote."""
+def read_tensors(path: Path, begin: str = "") -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors, those whose keys begin so, and metadata of a file that a run wrote.
+
+    ValueError unless they are finite numbers, or bool.
+    """
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys() if key.startswith(begin)}
+            bad = [key for key, some in tensors.items() if not (
+                some.dtype == torch.bool or some.is_floating_point() and some.isfinite().all())]
+            if bad:
+                raise SafetensorError(f"{bad[0]!r} has values that are not finite numbers")
+            return tensors, file.metadata() or {}
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: not found; training did not finish, run train_embed.py "
                                 f"with --resume") from None
     except (SafetensorError, OSError) as err:
-        raise ValueError(f"{path}: damaged ({err}); train again") from None
+        raise ValueError(f"{path}: damaged ({str(err)!r}); train again") from None
+
+
+def step_of(path: Path, metadata: dict[str, str]) -> int:
+    """The step that a saved state was saved after."""
+    if not metadata.get("step", "").isdecimal():
+        raise ValueError(f"{path}: no step in its metadata; train again into another folder")
+    return int(metadata["step"])
+
+
+def fitted(path: Path, tensors: dict[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors; ValueError unless they have the names and shapes of others."""
+    found, expected = ({name: tuple(some.shape) for name, some in each.items()}
+                       for each in (tensors, like))
+    for name in sorted(found.keys() | expected):
+        if found.get(name) != expected.get(name):
+            raise ValueError(f"{path}: {name!r} has the shape {found.get(name)}, expected "
+                             f"{expected.get(name)}; put the run's own file back or train again")
+    return tensors
 
 
 def save_module(run: Run, name: str, tensors: dict[str, Tensor], **more: str) -> None:
@@ -174,7 +217,7 @@ def load_masks(run: Run, defect: Defect) -> list[np.ndarray]:
     for path in paths:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: not found; run train_embed.py with --resume")
-    return [np.asarray(decode(path, "mask")) > 0 for path in paths]
+    return [read_mask(path) for path in paths]
 
 
 def save_vectors(run: Run, folder: str, suffix: str, vectors: nn.ParameterDict,
@@ -191,39 +234,53 @@ def save_vectors(run: Run, folder: str, suffix: str, vectors: nn.ParameterDict,
                     object=defect.object, defect=defect.name, **more)
 
 
-def _load(run: Run, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of RUN/name.safetensors; ValueError if it is older than config.json."""
+def _load(run: Run, name: str, begin: str = "") -> tuple[dict[str, Tensor], dict[str, str]]:
+    """read_tensors of RUN/name.safetensors; ValueError if it is older than config.json."""
     path = run.folder / f"{name}.safetensors"
-    tensors, metadata = read_tensors(path)
+    tensors, metadata = read_tensors(path, begin)
     if metadata.get("weights_sha256") != run.config["weights_sha256"]:
         raise ValueError(f"{path}: learned on another model than the run in {run.folder}; put its "
                          f"own file back, or run train_embed.py with --resume")
     found, expected = metadata.get("steps"), str(run.config["options"]["steps"])
     if found != expected:
+        found = str(found).encode("unicode_escape").decode()
         raise ValueError(f"{path}: after {found} steps of {expected}; training did not finish, "
                          f"run train_embed.py with --resume")
     return tensors, metadata
 
 
-def load_module(run: Run, name: str) -> dict[str, Tensor]:
-    """What save_module wrote; ValueError if it is older than config.json."""
-    return _load(run, name)[0]
+def load_module(run: Run, name: str, like: Mapping[str, Tensor] | None = None,
+                begin: str = "") -> dict[str, Tensor]:
+    """What save_module wrote; ValueError if it is older than config.json, or unlike others."""
+    tensors = _load(run, name, begin)[0]
+    return tensors if like is None else fitted(run.folder / f"{name}.safetensors", tensors, like)
 
 
-def load_vectors(run: Run, folder: str, defect: Defect) -> Tensor:
-    """The (k, d) vectors of a defect; ValueError if they are older than config.json."""
-    return next(iter(load_module(run, f"{folder}/{defect.stem}").values()))
+def load_to_rgb(run: Run) -> Tensor:
+    """The (4, 3) map from latents to colours; ValueError if it is older than config.json."""
+    return load_module(run, "latent_to_rgb", {"latent_to_rgb": torch.empty(4, 3)})["latent_to_rgb"]
+
+
+def load_vectors(run: Run, folder: str, defect: Defect, like: Tensor) -> Tensor:
+    """The (k, d) vectors of a defect, of a shape; ValueError if they are older than config.json."""
+    found = load_module(run, f"{folder}/{defect.stem}")
+    return next(iter(fitted(run.folder / f"{folder}/{defect.stem}.safetensors", found,
+                            dict.fromkeys(found or "-", like)).values()))
 
 
 def load_strength(run: Run, defect: Defect) -> Strength:
     """The strength that training found for a defect; ValueError if there is none."""
     name = f"embeddings/{defect.stem}"
     metadata = _load(run, name)[1]
-    if not {"guidance", "goal", "line"} <= set(metadata):
+    try:
+        found = {key: json.loads(metadata[key]) for key in STRENGTH}
+    except (ValueError, KeyError, RecursionError):
+        found = {}
+    scales = [] if misfit(found, STRENGTH) else [found["guidance"], *(x for x, _ in found["line"])]
+    if not scales or min(scales) <= 0 or scales[1:] != sorted(set(scales[1:])):
         raise ValueError(f"{run.folder / name}.safetensors: no guidance in its metadata; give "
                          f"--guidance, or run train_embed.py with --resume")
-    guidance, goal, line = (json.loads(metadata[key]) for key in ("guidance", "goal", "line"))
-    return Strength(guidance, goal, tuple(map(tuple, line)))
+    return Strength(found["guidance"], found["goal"], tuple(map(tuple, found["line"])))
 
 
 def added_preview(run: Run, defect: Defect) -> Path:
@@ -240,10 +297,21 @@ def check_weights(run: Run, source: str, sha256: str) -> None:
             f"found {sha256[:12]}); use the model of the run or train again")
 
 
+def load_encoder(run: Run, learner: AnomalyEmbedding) -> None:
+    """Put the run's spatial encoder into the learner, frozen."""
+    encoder = learner.spatial_encoder
+    encoder.load_state_dict(load_module(run, "spatial_encoder", encoder.state_dict()))
+    encoder.requires_grad_(False)
+
+
 def load_learner(run: Run, sd: StableDiffusion, defects: list[Defect]) -> AnomalyEmbedding:
     """The run's embeddings of these defects and its spatial encoder, frozen."""
+    if run.config["size"] % sd.size_multiple:
+        raise ValueError(f"{run.folder}/config.json: size is {run.config['size']}, but the model "
+                         f"takes multiples of {sd.size_multiple}; restore it or train again")
     learner = AnomalyEmbedding(sd, defects, seed=0)
     for defect in defects:
-        learner.e_a[defect.stem].data.copy_(load_vectors(run, "embeddings", defect))
-    learner.spatial_encoder.load_state_dict(load_module(run, "spatial_encoder"))
+        e_a = learner.e_a[defect.stem].data
+        e_a.copy_(load_vectors(run, "embeddings", defect, e_a))
+    load_encoder(run, learner)
     return learner.requires_grad_(False)

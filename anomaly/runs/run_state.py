@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from anomaly.embedding import VECTORS, defects_in
 from anomaly.files.atomic_files import append_rows, read_rows, write_rows, write_tensors
-from anomaly.runs.run_folder import Run, read_tensors
+from anomaly.runs.run_folder import Run, fitted, read_tensors, step_of
 from anomaly.train import Record
 
 LOSS_COLUMNS = ["stage", "step", "defect", "loss", "e_a", "e_s", "e_m"]     # e_*: in words' norms
@@ -43,23 +43,29 @@ def load_state(run: Run, stage: str, learner: nn.Module, optimizer: torch.optim.
         return 0
     tensors, metadata = read_tensors(path)
     parameters = _learned(learner)
-    if not set(parameters) <= set(tensors):
-        raise ValueError(f"{path}: not this run's state; train again into another folder")
+    like: dict[str, Tensor] = dict(parameters)
+    for name, parameter in parameters.items():
+        if f"{name}|step" in tensors:
+            like |= {f"{name}|step": torch.empty(()), f"{name}|exp_avg": parameter,
+                     f"{name}|exp_avg_sq": parameter}
+    fitted(path, tensors, like)
     for name, parameter in parameters.items():
         parameter.data.copy_(tensors[name])
         optimizer.state[parameter] = {      # empty for a defect that had no turn yet
             key.split("|")[1]: value if key.endswith("|step") else value.to(parameter.device)
             for key, value in tensors.items() if key.startswith(name + "|")}
     # More defects than the run has, if an --add was killed while it joined its own.
-    return int(metadata["step"]) * defects_in(parameters) // defects_in(tensors)
+    return step_of(path, metadata) * defects_in(parameters) // defects_in(tensors)
+
+
+def _losses(run: Run) -> list[dict[str, str]]:
+    return read_rows(run.folder / "loss.csv", LOSS_COLUMNS, [("step", int)])
 
 
 def open_losses(run: Run, stage: str, step: int) -> None:
     """Make loss.csv end where the state does: this stage's rows up to step, and all of others."""
-    path = run.folder / "loss.csv"
-    rows = [r for r in read_rows(path, LOSS_COLUMNS)
-            if r["stage"] != stage or int(r["step"]) <= step]
-    write_rows(path, LOSS_COLUMNS, rows)
+    rows = [r for r in _losses(run) if r["stage"] != stage or int(r["step"]) <= step]
+    write_rows(run.folder / "loss.csv", LOSS_COLUMNS, rows)
 
 
 def _write_losses(run: Run, rows: Iterable[dict[str, str]]) -> None:
@@ -70,7 +76,7 @@ def _write_losses(run: Run, rows: Iterable[dict[str, str]]) -> None:
 
 def sort_losses(run: Run) -> None:
     """An extended run ends with the file of an unbroken one."""
-    _write_losses(run, read_rows(run.folder / "loss.csv", LOSS_COLUMNS))
+    _write_losses(run, _losses(run))
 
 
 def join_losses(run: Run, jobs: list[Run]) -> None:
@@ -79,10 +85,10 @@ def join_losses(run: Run, jobs: list[Run]) -> None:
     What a killed --add has left is dropped: rows of defects that the run does not name.
     """
     known, steps = {d.stem for d in run.defects}, run.config["options"]["steps"]
-    rows = [r for r in read_rows(run.folder / "loss.csv", LOSS_COLUMNS) if r["defect"] in known]
+    rows = [r for r in _losses(run) if r["defect"] in known]
     for n, job in enumerate(jobs, len(known)):
         rows += [{**r, "step": str(int(r["step"]) + n * steps)}
-                 for r in read_rows(job.folder / "loss.csv", LOSS_COLUMNS)]
+                 for r in _losses(job)]
     _write_losses(run, rows)
 
 
