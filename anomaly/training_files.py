@@ -81,8 +81,8 @@ def check_files(expected: dict[Path, str]) -> None:
     for path, sha in expected.items():
         if not path.is_file() or sha256(path) != sha:
             raise ValueError(f"{path}: {'changed' if path.is_file() else 'gone'} while it is being "
-                             f"learned; restore it and run the same command with --resume, or "
-                             f"train into another --out")
+                             f"learned; restore it and run the same command, with --resume "
+                             f"unless with --add, or train into another --out")
 
 
 @contextmanager

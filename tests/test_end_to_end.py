@@ -239,36 +239,11 @@ def plain_pair(photographs):
             "--name", "tile/crack", "--split", "third", "--batch-size", 2]
 
 
-def test_training_killed_and_resumed_ends_as_an_unbroken_run(checkpoint, plain_pair, tmp_path):
-    command = ["--weights", checkpoint, *plain_pair, "--steps", 130]
-    process = start("train_embed", *command, "--out", tmp_path / "run")
-    wait_for(process, tmp_path / "run/state/image.safetensors")      # saved at step 100
-    process.kill()
-    process.communicate()
-    assert not (tmp_path / "run/preview.jpg").exists()
-    assert call("sample", "--run", tmp_path / "run") == 2           # not finished: refused
-    assert call("train_embed", *command, "--out", tmp_path / "run", "--resume") == 0
-    assert call("train_embed", *command, "--out", tmp_path / "unbroken") == 0
-    assert differing(tmp_path / "run", tmp_path / "unbroken") == []
-
-
 def test_more_steps_extend_a_run_to_what_a_longer_run_gives(checkpoint, plain_pair, tmp_path):
     for steps, out, more in ((3, "run", []), (6, "run", ["--resume"]), (6, "long", [])):
         assert call("train_embed", "--weights", checkpoint, *plain_pair, "--steps", steps,
                     "--out", tmp_path / out, *more) == 0
     assert differing(tmp_path / "run", tmp_path / "long") == []
-
-
-def test_sampling_killed_and_run_again_ends_as_an_unbroken_one(trained, photographs, tmp_path):
-    command = ["--run", trained, "--masks", "train", "--steps", 4, "--batch-size", 2, "--n", 6,
-               "--only", f"{photographs.name}/blowhole"]
-    process = start("sample", *command, "--out", tmp_path / "a")
-    wait_for(process, tmp_path / "a" / photographs.name / "test/blowhole/00002.png")
-    process.kill()
-    process.communicate()
-    assert call("sample", *command, "--out", tmp_path / "a") == 0
-    assert call("sample", *command, "--out", tmp_path / "b") == 0
-    assert differing(tmp_path / "a", tmp_path / "b") == []
 
 
 def test_an_interrupted_command_says_so_and_exits_130(checkpoint, plain_pair, tmp_path):

@@ -8,15 +8,21 @@ import builtins
 import errno
 import io
 import os
+import time
+from importlib import import_module
 
+import numpy as np
 import pytest
-from test_shards import bytes_of, command, trained  # noqa: F401
+from safetensors.torch import load_file
+from test_shards import KILLS, bytes_of, command, killed, trained  # noqa: F401
 
 from anomaly.files import atomic_files
 from anomaly.files.mask_reading import read_mask
 from anomaly.files.photographs import read_photograph
 from anomaly.pairs.manifest import manifest_rows
-from commands import TOOLS, call
+from anomaly.runs.gating import load_gate
+from anomaly.runs.run_folder import load_strength, read_run
+from commands import TOOLS, call, end_of, fork
 
 
 class FullDisk:
@@ -109,3 +115,53 @@ def test_every_write_of_sampling_may_fail(
     assert call(*begin(tmp_path / "unbroken")) == 0
     assert survived(tmp_path, codes, capsys, begin, begin, bytes_of(tmp_path / "unbroken"),
                     check_pairs) > 60
+
+
+@pytest.fixture
+def training(trained, sd, monkeypatch):  # noqa: F811
+    """Begins a training of two steps in each stage; what takes long is done once for all."""
+    story, run = import_module("anomaly.runs.learn"), read_run(trained / "run")
+    defect, = run.defects
+    found = {"strength_of": load_strength(run, defect), "gate_of": load_gate(run, defect),
+             "preview_row": ("x", [np.zeros((8, 8), np.uint8)]),
+             "random_views": story.random_views(sd, defect, 64, True, 0, story.silent)}
+    for name, value in found.items():
+        monkeypatch.setattr(story, name, lambda *_, value=value: value)
+    monkeypatch.setattr(story.run_state, "SAVE_EVERY", 1)
+    monkeypatch.setattr(TOOLS["train_embed"], "load", lambda *_: sd)
+
+    def begin(out):
+        """As it is told to the user: with --resume once something was learned."""
+        learned = (out / "state").exists() or (out / "embeddings").exists()
+        return ("train_embed", "--weights", sd.source, "--images", trained / "img", "--masks",
+                trained / "msk", "--name", defect.key, "--steps", 2, "--batch-size", 1, "--out",
+                out, *(["--resume"] if learned else []))
+    return begin
+
+
+def check_run(out):
+    """What is there can be read, and a run that is not finished is not painted with."""
+    for path in out.rglob("*.safetensors"):
+        load_file(path)
+    if (out / "config.json").exists():
+        read_run(out)
+    if not (out / "embeddings").exists():
+        assert call("sample", "--run", out, "--out", out.with_name(f"{out.name} pairs")) == 2
+
+
+@pytest.mark.parametrize("codes", CODES)
+def test_every_write_of_training_may_fail(training, tmp_path, capsys, codes):
+    assert call(*training(tmp_path / "unbroken")) == 0
+    assert survived(tmp_path, codes, capsys, training, training, bytes_of(tmp_path / "unbroken"),
+                    check_run) > 40
+
+
+@pytest.mark.parametrize("kills", KILLS)
+def test_training_killed_at_any_moment_ends_as_an_unbroken_one(training, tmp_path, kills):
+    began = time.monotonic()
+    assert end_of(fork(*training(tmp_path / "unbroken"))) == 0
+    killed(lambda out: fork(*training(out)), tmp_path, kills, time.monotonic() - began)
+    for out in tmp_path.glob("killed*"):
+        check_run(out)
+        assert call(*training(out)) == 0
+        assert bytes_of(out) == bytes_of(tmp_path / "unbroken")

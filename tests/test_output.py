@@ -1,6 +1,5 @@
 """Placement, composite, and the folders of runs and pairs."""
 
-import errno
 import json
 from pathlib import Path
 from zlib import crc32
@@ -14,7 +13,6 @@ from safetensors import safe_open
 from anomaly.crop import Crop, defect_crop
 from anomaly.dataset import Defect, Example
 from anomaly.embedding import AnomalyEmbedding
-from anomaly.files import atomic_files
 from anomaly.files.atomic_files import (
     append_rows,
     read_rows,
@@ -422,24 +420,3 @@ def test_vectors_older_than_the_config_are_refused(run, sd):
         runs.load_vectors(longer, "embeddings", longer.defects[0], torch.zeros(8, 32))
     assert longer.defects[0].examples == (Example(Path("/i.png"), (Path("/m.png"),)),)
 
-
-@pytest.mark.parametrize("write", [
-    lambda path: write_tensors(path, {"a": torch.zeros(1)}, {}),
-    lambda path: write_rows(path, ["a"], []),
-    lambda path: write_image(path, np.zeros((2, 2), np.uint8)),
-    lambda path: append_rows(path, ["a"], [{"a": 1}])])
-def test_a_full_disk_is_one_line_that_names_the_file_and_leaves_no_part(
-        tmp_path, monkeypatch, write):
-    def full(*args, **options):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    def full_safetensors(tensors, path, metadata):
-        path.write_text("half")
-        raise atomic_files.SafetensorError("I/O error: No space left on device (os error 28)")
-    monkeypatch.setattr(atomic_files, "save_file", full_safetensors)
-    monkeypatch.setattr(Path, "write_bytes", full)
-    monkeypatch.setattr(atomic_files, "open", full, raising=False)
-    monkeypatch.setattr(Image.Image, "save", full)
-    with pytest.raises(OSError, match="e.x: not written: .*No space left.*; make room on the disk"):
-        write(tmp_path / "e.x")
-    assert not list(tmp_path.glob("*.part"))

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from importlib import import_module
@@ -18,7 +17,7 @@ from anomaly.files.atomic_files import read_rows
 from anomaly.files.holding import held
 from anomaly.files.photographs import _largest
 from anomaly.pairs.manifest import COLUMNS
-from commands import call, start
+from commands import call
 
 
 def draw(folder, n=3, name="{}.png", mask=False):
@@ -128,20 +127,6 @@ def test_what_a_kill_cut_short_and_nobody_asks_for_again_is_taken_away(run):
     assert sample(run, "--n", 1) == 0
     assert [r["k"] for r in read_rows(run / "out/_meta/manifest.csv", COLUMNS)] == ["0"]
     assert not (run / "out/tile/ground_truth/blowhole/00001_mask.png").exists()
-
-
-def test_a_second_process_is_refused_while_the_first_lives(run, capsys):
-    command = ["sample", "--run", run / "run", "--normals", run / "good", "--masks", "train",
-               "--steps", 2, "--batch-size", 1, "--out", run / "out"]
-    first = start(*command, "--n", 40)
-    assert first.stdout.readline()      # its first pair is written
-    first.send_signal(signal.SIGSTOP)
-    refused(capsys, call(*command, "--n", 5), str(run / "out"), f"process {first.pid} is writing",
-            "choose another --out")
-    first.kill(), first.wait()
-    assert call(*command, "--n", 5) == 0
-    rows = read_rows(run / "out/_meta/manifest.csv", COLUMNS)
-    assert [r["k"] for r in rows][:5] == list("01234")
 
 
 def test_a_folder_is_free_again_when_its_process_dies_or_fails(tmp_path):

@@ -1,5 +1,6 @@
 """Workers that share a folder, and what ends them: the pairs are those of one left alone."""
 
+import itertools
 import os
 import random
 import signal
@@ -178,26 +179,25 @@ def test_ctrl_c_ends_at_once_and_twice_too(trained, unbroken, tmp_path, capfd, t
     assert call(*command(trained, tmp_path)) == 0 and bytes_of(tmp_path) == bytes_of(unbroken)
 
 
-def killed(begin, seconds, times, seed):
-    """Begin a child so many times and kill each at a random moment of so many seconds."""
-    rng, ends = random.Random(seed), []
-    for _ in range(times):
-        child = begin()
-        time.sleep(rng.uniform(0, seconds))
+def killed(begin, folder, times, seconds):
+    """Begin a child so many times, five in each of some folders, and kill it at a random moment."""
+    for i in range(times):
+        child = begin(folder / f"killed {i // 5}")
+        time.sleep(random.Random(i).uniform(0, seconds / 2))
         os.kill(child, signal.SIGKILL)
-        ends.append(end_of(child))
-    return ends
+        assert end_of(child) in (0, -signal.SIGKILL)
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark.fuzz)])
+KILLS = [5, pytest.param(50, marks=pytest.mark.fuzz)]
+
+
+@pytest.mark.parametrize("kills", KILLS)
 def test_sampling_killed_at_any_moment_ends_as_an_unbroken_one(trained, unbroken, tmp_path, kills):
     """As one worker or as the first of two, in turn."""
-    began = time.monotonic()
+    began, shards = time.monotonic(), itertools.cycle(["0/1", "0/2"])
     assert end_of(fork(*command(trained, tmp_path / "timed"))) == 0
-    seconds = time.monotonic() - began
-    for i in range(kills):
-        out = tmp_path / f"{i // 5}"
-        killed(lambda out=out, i=i: fork(*command(trained, out, "--shard", f"0/{i % 2 + 1}")),
-               seconds / 2, 1, i)
-        if i % 5 == 4:
-            assert call(*command(trained, out)) == 0 and bytes_of(out) == bytes_of(unbroken)
+    killed(lambda out: fork(*command(trained, out, "--shard", next(shards))), tmp_path, kills,
+           time.monotonic() - began)
+    for out in tmp_path.glob("killed*"):
+        assert call(*command(trained, out)) == 0
+        assert bytes_of(out) == bytes_of(unbroken)

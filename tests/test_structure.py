@@ -25,13 +25,13 @@ EVERYTHING = PAIRS | {"anomaly.drawn", "weights", "ldm"}
 LIMITS = {      # folder -> code lines at most, and what of the project its files may import
     "ldm": (600, {"ldm"}),
     "weights": (790, {"weights", "ldm"}),
-    "anomaly/files": (660, FILES),
+    "anomaly/files": (670, FILES),
     "anomaly": (840, CORE | {"ldm"}),
     "anomaly/scores": (350, SCORES | {"ldm"}),
-    "anomaly/runs": (740, RUNS | {"ldm"}),
+    "anomaly/runs": (750, RUNS | {"ldm"}),
     "anomaly/pairs": (1100, PAIRS | {"ldm", "anomaly.__version__"}),
     "anomaly/drawn": (430, CORE | {"anomaly.drawn"}),
-    "tools": (720, EVERYTHING | {"cli", "benchmarks", "pretraining", "anomaly.__version__"}),
+    "tools": (740, EVERYTHING | {"cli", "benchmarks", "pretraining", "anomaly.__version__"}),
     "tools/benchmarks": (600, EVERYTHING | {"benchmarks", "pretraining"} | REFERENCES),
     "tools/pretraining": (350, EVERYTHING | {"pretraining"}),
     "docs": (155, EVERYTHING),
@@ -129,17 +129,17 @@ def test_lines_end_at_column_100():
 
 
 def test_pages_stay_short():
-    most = {"README.md": 170, "CONTRIBUTING.md": 50, "docs/results.md": 190, "docs/files.md": 60,
+    most = {"README.md": 170, "CONTRIBUTING.md": 50, "docs/results.md": 260, "docs/files.md": 60,
             "weights/tiny/README.md": 50}
     lines = {name: len((ROOT / name).read_text().splitlines()) for name in most}
     assert {name: n for name, n in lines.items() if n > most[name]} == {}
 
 
-@pytest.mark.parametrize("from_what, page, section", [
-    ("departs from the paper", "README.md", "## Departures from the paper"),
-    ("departs from the released code", "docs/departures.md", "")])
-def test_every_file_that_departs_is_in_a_table(from_what, page, section):
-    table = (ROOT / page).read_text().split(section or None, 1)[-1].split("\n## ")[0]
+@pytest.mark.parametrize("from_what, section", [
+    ("departs from the paper", "## Departures from the paper"),
+    ("departs from the released code", "## Where the authors' code differs from their paper")])
+def test_every_file_that_departs_is_in_a_table(from_what, section):
+    table = (ROOT / "docs/departures.md").read_text().split(section, 1)[-1].split("\n## ")[0]
     departing = [path for folder in LIMITS for path in files(folder)
                  if from_what in path.read_text()]
     assert len(departing) > 3

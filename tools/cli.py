@@ -169,7 +169,8 @@ _terminated, _interrupted = threading.Event(), threading.Event()
 
 
 def _resume(name: str) -> str:
-    return " (with --resume, once it has learned something)" if "train_embed" in name else ""
+    return " (with --resume, once it has learned something; an --add as it was)" \
+        if "train_embed" in name else ""
 
 
 def terminated() -> bool:
