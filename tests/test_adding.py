@@ -150,7 +150,8 @@ def test_what_cannot_be_added_is_refused_by_its_name(
     run = shutil.copytree(base, tmp_path / "run")
     name = f"{photographs.name}/break"
     for words, command in {
-            "tile/crack is in the run": ["tile/crack"], "--add: no defect 'tile/x'": ["tile/x"],
+            "tile/crack is in the run": [name.replace("break", "crack")],
+            "--add: no defect 'tile/x'": [name.replace("break", "x")],
             "--seed: not with --add": [name, "--seed", 1], "--resume: not": [name, "--resume"],
             "--add: no defect 'tile/break'; known are a/b": [
                 name, "--images", photographs / "test/break", "--masks",

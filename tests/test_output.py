@@ -317,7 +317,7 @@ def test_a_saved_state_restores_parameters_and_moments(run, sd):
 
 
 @pytest.mark.parametrize("tensors, metadata, words", [
-    (lambda own: {"a": torch.zeros(1)}, {"step": "5"}, "'a' has the shape .1,., expected None"),
+    (lambda own: {"a": torch.zeros(1)}, {"step": "5"}, "expected .8, 32"),
     (lambda own: {**own, "e_a.Tile-A-crack": torch.zeros(1, 32)}, {"step": "5"}, "expected .8, 32"),
     (lambda own: {**own, "x": torch.tensor(torch.nan)}, {"step": "5"}, "'x' has values that are"),
     (lambda own: own, {"step": "-1"}, "no step in its metadata"),

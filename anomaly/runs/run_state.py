@@ -48,13 +48,14 @@ def load_state(run: Run, stage: str, learner: nn.Module, optimizer: torch.optim.
         if f"{name}|step" in tensors:
             like |= {f"{name}|step": torch.empty(()), f"{name}|exp_avg": parameter,
                      f"{name}|exp_avg_sq": parameter}
-    fitted(path, tensors, like)
+    # There are more defects than the run has if an --add was killed while it joined its own.
+    own = {key: some for key, some in tensors.items() if key.split("|")[0] in parameters}
+    fitted(path, own, like)
     for name, parameter in parameters.items():
-        parameter.data.copy_(tensors[name])
+        parameter.data.copy_(own[name])
         optimizer.state[parameter] = {      # empty for a defect that had no turn yet
             key.split("|")[1]: value if key.endswith("|step") else value.to(parameter.device)
-            for key, value in tensors.items() if key.startswith(name + "|")}
-    # More defects than the run has, if an --add was killed while it joined its own.
+            for key, value in own.items() if key.startswith(name + "|")}
     return step_of(path, metadata) * defects_in(parameters) // defects_in(tensors)
 
 
