@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from anomaly import crop, dataset, prompt, reweight, sampler, train
 from anomaly.files import atomic_files, photographs
-from anomaly.pairs import composite, pair_folder
+from anomaly.pairs import composite, review
 from anomaly.pairs.paint import normals_of
 from anomaly.runs import run_folder, sheets
 from ldm.attention import CrossAttention
@@ -112,7 +112,7 @@ def crops(w: Walk) -> str:
     {n[3]} and {n[5]}. In the cells that are lost, nothing is learned and nothing is painted.
     """
     n, shape, size = [int(w.m.sum()), w.m.numel()], tuple(w.z_0.shape), len(w.x.mask)
-    rows = [{"y and the crop": pair_folder.framed(w.y, **vars(w.square)), "x in the crop":
+    rows = [{"y and the crop": review.framed(w.y, **vars(w.square)), "x in the crop":
              sheets.to_pixels(w.x.image), "mask": heat(w.x.mask), "m": heat(w.m[0])}]
     for square in (crop.Crop(0, 0, len(w.thin)), crop.defect_crop(w.thin, len(w.x.mask))):
         mask = torch.from_numpy(crop.cut(w.thin, square)).float()

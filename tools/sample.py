@@ -133,7 +133,7 @@ def pair_options(args: argparse.Namespace, run: Run) -> dict[str, object]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse, load, paint, say where each pair is, and the contact sheet."""
+    """Parse, load, paint, say where each pair is, the contact sheet and the page to review."""
     args = parse_args(argv)
     device = cli.choose_device(args.device)
     args.dtype = cli.choose_dtype(args.dtype, device)   # what is recorded: auto varies by machine
@@ -160,8 +160,9 @@ def main(argv: list[str] | None = None) -> None:
                 gate=args.gate, tries=args.tries, batch_size=args.batch_size, seed=args.seed,
                 stop=cli.terminated, report=report):
             cli.say(pair.image)
-    if folder.sheet.is_file():
-        cli.say(folder.sheet)
+    for path in (folder.sheet, folder.review):
+        if path.is_file():
+            cli.say(path)
 
 
 if __name__ == "__main__":

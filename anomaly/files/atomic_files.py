@@ -84,11 +84,16 @@ def _sort_metadata(path: Path) -> None:
         file.write(text.ljust(length))      # the format pads its header with spaces
 
 
+def write_text(path: Path, text: str) -> None:
+    """UTF-8, line ends as they are."""
+    content = text.encode()
+    with replacing(path, len(content)) as temporary:
+        temporary.write_bytes(content)
+
+
 def write_json(path: Path, content: Mapping[str, object]) -> None:
     """Indented JSON."""
-    text = json.dumps(content, indent=2) + "\n"
-    with replacing(path, len(text)) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def _is(value: Any, kind: Any) -> bool:
@@ -137,27 +142,25 @@ def read_json(path: Path, kind: dict[str, Any], remedy: str) -> dict[str, Any]:
     return found
 
 
-def _csv(columns: list[str], rows: Iterable[Mapping[str, object]], header: bool) -> bytes:
+def _csv(columns: list[str], rows: Iterable[Mapping[str, object]], header: bool) -> str:
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns)
     if header:
         writer.writeheader()
     writer.writerows(rows)
-    return text.getvalue().encode()
+    return text.getvalue()
 
 
 def write_rows(path: Path, columns: list[str], rows: Iterable[Mapping[str, object]]) -> None:
     """A CSV file with a header."""
-    content = _csv(columns, rows, header=True)
-    with replacing(path, len(content)) as temporary:
-        temporary.write_bytes(content)
+    write_text(path, _csv(columns, rows, header=True))
 
 
 def append_rows(path: Path, columns: list[str], rows: Iterable[Mapping[str, object]]) -> None:
     """More rows for a CSV file, or its first; a torn last line is the reader's to drop."""
     rows = list(rows)
     with naming(path, 500 * len(rows)), open(path, "ab") as file:
-        file.write(_csv(columns, rows, header=file.tell() == 0))
+        file.write(_csv(columns, rows, header=file.tell() == 0).encode())
 
 
 def read_rows(path: Path, columns: list[str],

@@ -1,7 +1,7 @@
 """The folder of generated pairs, in MVTec AD layout.
 
     OUT/OBJECT/test/DEFECT/00000.png            OUT/OBJECT/ground_truth/DEFECT/00000_mask.png
-    OUT/_meta/{config.json, normals.csv, manifest.csv, contact_sheet.jpg}
+    OUT/_meta/{config.json, normals.csv, manifest.csv, contact_sheet.jpg, review.html, review/}
 
 Loaders sort names, hence the fixed width, and read every PNG below OUT/OBJECT, hence _meta.
 normals.csv has the photographs that are painted into: a pair depends on which there are.
@@ -11,13 +11,10 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
-from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
 
 from anomaly import __version__
 from anomaly.crop import defect_crop
@@ -25,28 +22,13 @@ from anomaly.dataset import Defect
 from anomaly.files.atomic_files import read_json, write_image, write_json
 from anomaly.files.holding import refuse_foreign
 from anomaly.files.names import normal_form, same_path, unshown
-from anomaly.files.photographs import Photograph, decode, open_photograph
-from anomaly.files.remarks import remark
+from anomaly.files.photographs import Photograph, open_photograph
 from anomaly.pairs.manifest import ALONE, COLUMNS, Manifest, Shard, manifest_rows, names_of
 from anomaly.pairs.normals import Normal, NormalsRecord
-from anomaly.runs.sheets import sheet
+from anomaly.pairs.review import Look, draw_sheet, look, picture, write_page, write_pictures
 
-LARGE = 2048                # pixels of a photograph that is to be shrunk to a tile
-ON_SHEET, A_ROW = 4, 2      # pairs of each defect on the contact sheet, and in one row of it
 # Version 0.1 wrote no version, and had these words for two values of --reweight.
 REWEIGHT_0_1 = {"paper": "adaptive", "literal": "paper"}
-
-
-def framed(photograph: np.ndarray, left: int, top: int, side: int) -> np.ndarray:
-    """The photograph with a frame drawn round a square, uint8 (h, w, 3), no side above LARGE."""
-    picture = Image.fromarray(photograph)
-    scale = min(1.0, LARGE / max(picture.size))
-    picture.thumbnail((LARGE, LARGE))
-    picture = picture.convert("RGB")
-    width = max(1, max(picture.size) // 128)
-    square = [round(scale * edge) for edge in (left, top, left + side, top + side)]
-    ImageDraw.Draw(picture).rectangle(square, outline=(255, 64, 64), width=width)
-    return np.asarray(picture)
 
 
 class PairFolder:
@@ -117,6 +99,7 @@ class PairFolder:
                 worker.enter_context(self._manifest.worker())
             self._read()        # nobody merges while this worker lives
             try:
+                self._size = size
                 yield
             except BaseException:
                 with suppress(OSError):     # a full disk, maybe; the rows are in the parts
@@ -131,7 +114,7 @@ class PairFolder:
                 rows = self._mend()
                 self._manifest.merge(rows)
                 if size is not None:
-                    self._draw_sheet(rows, size)
+                    self._draw(rows, size)
 
     def _mend(self) -> list[dict[str, str]]:
         """The rows of whole pairs; the remains of others are taken away."""
@@ -140,7 +123,8 @@ class PairFolder:
             if self._is_whole(row):
                 rows.append(row)
                 continue
-            for name in (row["image"], row["mask"]):
+            stem = picture(row["object"], row["defect"], int(row["k"]))
+            for name in (row["image"], row["mask"], f"{stem}.svg", f"{stem}.jpg"):
                 for path in (name, f"{name}.part"):
                     (self.folder / path).unlink(missing_ok=True)
         return rows
@@ -228,6 +212,10 @@ class PairFolder:
         write_image(self.folder / mask_name, mask.astype(np.uint8) * 255)
         write_image(self.folder / image_name, image.values)
         self._whole.add(self._key(defect, k))
+        before = unshown(normal)        # the page's pictures: here every worker draws its own
+        write_pictures(self.folder / picture(defect.object, defect.name, k), Look(
+            open_photograph(before).seen if before.is_file() else None, image.seen, mask,
+            defect_crop(mask, self._size)))
         return self.folder / image_name, self.folder / mask_name
 
     def summary(self, defect: Defect, asked: set[int]) -> str:
@@ -251,35 +239,20 @@ class PairFolder:
         """The picture to judge the pairs by."""
         return self.folder / "_meta" / "contact_sheet.jpg"
 
-    def _draw_sheet(self, rows: list[dict[str, str]], size: int) -> None:
-        rows = [row for row in rows if not row["image"].startswith("_meta/")]
-        drawable = [row for row in rows if unshown(row["normal"]).is_file()]
-        if len(drawable) < len(rows):
-            remark(self.sheet, "%d pairs are not on it, their normal photographs are gone",
-                   len(rows) - len(drawable))
-        if drawable:
-            write_image(self.sheet, sheet(list(self._sheet_rows(drawable, size))))
+    @property
+    def review(self) -> Path:
+        """The page to judge every pair by."""
+        return self.folder / "_meta" / "review.html"
 
-    def _sheet_rows(self, rows: list[dict[str, str]],
-                    size: int) -> Iterator[tuple[str, list[np.ndarray]]]:
-        """The first pairs of each defect, A_ROW to a row."""
-        defects = groupby(rows, key=lambda row: (row["object"], row["defect"]))
-        for (object_, name), group in defects:
-            chosen = list(islice(group, ON_SHEET))
-            for i in range(0, len(chosen), A_ROW):
-                some = chosen[i:i + A_ROW]
-                numbers = ", ".join(
-                    f"{int(row['k']):05d} (change {float(row['change']):.3f}"
-                    + (", doubtful)" if row["verdict"] == "doubtful" else ")") for row in some)
-                tiles = [tile for row in some for tile in self._tiles(row, size)]
-                yield f"{object_}/{name}  {numbers}", tiles
-
-    def _tiles(self, row: dict[str, str], size: int) -> list[np.ndarray]:
-        """The photograph with the crop framed, then the crop: before, mask, after."""
-        before = open_photograph(unshown(row["normal"]))
-        after = replace(before, values=np.asarray(decode(self.folder / row["image"], "pair"))).seen
-        mask = np.asarray(decode(self.folder / row["mask"], "mask")) > 0
-        crop = defect_crop(mask, size)
-        window = crop.inside(*mask.shape)
-        return [framed(after, crop.left, crop.top, crop.side), before.seen[window],
-                mask[window].astype(np.uint8) * 255, after[window]]
+    def _draw(self, rows: list[dict[str, str]], size: int) -> None:
+        """The contact sheet and the page, with the pictures that an older version left out."""
+        draw_sheet(self.sheet, self.folder, rows, size)
+        options = {**self._before, **self.options}
+        for row in rows:
+            stem = picture(row["object"], row["defect"], int(row["k"]))
+            if not self._is_there(f"{stem}.jpg"):
+                write_pictures(self.folder / stem,
+                               look(self.folder, row, size, int(options.get("white", 255))))
+        if rows:
+            options.pop("version", None)
+            write_page(self.review, rows, options)

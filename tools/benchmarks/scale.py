@@ -20,6 +20,7 @@ from anomaly.drawn.demo import demo_data
 from anomaly.files.atomic_files import write_rows
 from anomaly.pairs import PairFolder, paint, training_masks
 from anomaly.pairs.manifest import COLUMNS, Manifest, Shard, manifest_rows
+from anomaly.pairs.review import picture
 from anomaly.runs import learn
 from anomaly.runs.run_folder import Run
 from ldm.model import StableDiffusion
@@ -61,6 +62,11 @@ def crowd(out: Path) -> None:
                      "mask": f"other{i}/ground_truth/{first['defect']}/{k:05}_mask.png"}
             for kind, name in names.items():    # a file system has a limit of links to one file
                 (os.link if k else shutil.copy)(out / first[kind], out / name)
+            shown = [out / picture(object_, first["defect"], int(at)) for object_, at in
+                     ((first["object"], first["k"]), (f"other{i}", k))]
+            for suffix in (".jpg", ".svg"):
+                shown[1].parent.mkdir(parents=True, exist_ok=True)
+                (os.link if k else shutil.copy)(*(path.with_suffix(suffix) for path in shown))
             first = {**first, **names, "object": f"other{i}", "k": str(k)}
             rows.append(first)
     write_rows(out / "_meta/manifest.csv", COLUMNS, rows)
