@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from anomaly.files.holding import held
+from anomaly.files.holding import HeldError, held
 from anomaly.progress import Stop, Stopped
 
 LONGEST = timedelta(days=2)     # the others wait while the first finds the guidance and the gates
@@ -45,6 +45,10 @@ def together(device: str) -> Iterator[None]:
         logging.disable(logging.INFO)       # what the first one says, too
     try:
         yield
+    except RuntimeError as err:
+        if rank() > 0 and "onnection" in str(err):      # the first one has ended, and said why
+            raise SystemExit(1) from None
+        raise
     finally:
         dist.destroy_process_group()
 
@@ -60,7 +64,7 @@ def anywhere(flag: bool) -> bool:
 
 def batch_of(options: dict[str, Any]) -> int:
     """Views a step in all processes, of a run with these options."""
-    return int(options.get("batch_size", 1)) * int(options.get("processes", 1))
+    return int(options["batch_size"]) * int(options.get("processes") or 1)
 
 
 def average(tensors: list[Tensor]) -> list[Tensor]:
@@ -78,7 +82,7 @@ def hold_at_last(lock: ExitStack, folder: Path, stop: Stop) -> None:
     for looks in itertools.count():
         try:
             return lock.enter_context(held(folder))
-        except FileExistsError as err:
+        except HeldError as err:
             if looks == PATIENCE:
                 log.info("waiting: %s", err)
         if stop():

@@ -150,7 +150,6 @@ def test_what_cannot_be_added_is_refused_by_its_name(
     run = shutil.copytree(base, tmp_path / "run")
     name = f"{photographs.name}/break"
     for words, command in {
-            "tile/crack is in the run": [name.replace("break", "crack")],
             "--add: no defect 'tile/x'": [name.replace("break", "x")],
             "--seed: not with --add": [name, "--seed", 1], "--resume: not": [name, "--resume"],
             "--add: no defect 'tile/break'; known are a/b": [
@@ -158,6 +157,8 @@ def test_what_cannot_be_added_is_refused_by_its_name(
                 photographs / "ground_truth/break", "--name", "a/b"]}.items():
         assert call("train_embed", "--out", run, "--add", *command) == 2
         assert words.replace("tile", photographs.name) in capsys.readouterr().err.splitlines()[-1]
+    assert more(run, photographs, "crack") == 0         # as a job does that is run again
+    assert f"has {photographs.name}/crack already" in capsys.readouterr().err
     (run / "gate.json").unlink()
     assert more(run, photographs, "break") == 2
     assert "with --resume" in capsys.readouterr().err

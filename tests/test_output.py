@@ -268,7 +268,8 @@ def test_a_sheet_shows_names_that_its_font_lacks_as_escapes():
 
 @pytest.fixture
 def run(tmp_path):
-    config = {"options": {"steps": 5, "weights": "w", "seed": 0}, "size": 64,
+    config = {"options": {"steps": 5, "weights": "w", "seed": 0, "batch_size": 4, "no_flip": False,
+                          "no_masks": False}, "size": 64,
               "weights_sha256": "ab" * 32, "prediction_type": "eps",
               "defects": [{"object": "Tile A", "defect": "crack", "normals": None,
                            "train": [{"image": "/i.png", "mask": "/m.png"}]}]}

@@ -10,7 +10,7 @@ import pytest
 from test_ownership import draw, everything, refused, train
 
 import cli
-from anomaly.pairs.manifest import ALONE, COLUMNS, Manifest, Shard, manifest_rows
+from anomaly.pairs.manifest import ALONE, COLUMNS, Manifest, Shard, manifest_rows, names_of
 from anomaly.pairs.pair_folder import PairFolder
 from commands import call, end_of, fork
 
@@ -67,9 +67,12 @@ def wait_for_pair(out):
 
 def test_a_worker_is_refused_beside_itself_or_another_number_of_workers(
         trained, unbroken, tmp_path, capsys):
-    child = fork(*command(trained, tmp_path, "--shard", "0/2", n=40))
+    child = fork(*command(trained, tmp_path, "--shard", "0/2"))
     wait_for_pair(tmp_path)
     os.kill(child, signal.SIGSTOP)
+    for more in (["--n", 8], ["--batch-size", 3]):
+        refused(capsys, call(*command(trained, tmp_path, "--shard", "1/2", *more)),
+                f"process {child} is writing there, with another --n, --only or --batch-size")
     for shard in ("0/2", "0/3", "0/1"):
         refused(capsys, call(*command(trained, tmp_path, "--shard", shard)),
                 f"process {child} is writing there, as worker 0 of 2", "its own --shard I/2")
@@ -106,12 +109,14 @@ def test_two_commands_that_begin_together_do_not_mix_their_options(tmp_path):
 
 def test_a_torn_row_of_a_worker_that_died_is_dropped_before_the_next(tmp_path):
     manifest = Manifest(tmp_path, ALONE)
-    with manifest.worker():
-        manifest.append({"k": 0, "object": "a"})
+    rows = [{**dict(zip(("image", "mask"), names_of("a", "b", k))), "object": "a", "defect": "b",
+             "k": k} for k in (0, 1)]
+    with manifest.worker("x"):
+        manifest.append(rows[0])
     part = tmp_path / "_meta/parts/0-of-1.csv"
     part.write_bytes(part.read_bytes() + b"a,b,c")
-    with manifest.worker():
-        manifest.append({"k": 1, "object": "a"})
+    with manifest.worker("x"):
+        manifest.append(rows[1])
     assert [row["k"] for row in manifest_rows(tmp_path)] == ["0", "1"]
     assert part.read_text().count(",".join(COLUMNS)) == 1
 

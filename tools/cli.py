@@ -169,8 +169,8 @@ _terminated, _interrupted = threading.Event(), threading.Event()
 
 
 def _resume(name: str) -> str:
-    return " (with --resume, once it has learned something; an --add as it was)" \
-        if "train_embed" in name else ""
+    return " (with --resume, once it has learned something)" \
+        if "train_embed" in name and "--add" not in sys.argv else ""
 
 
 def terminated() -> bool:
@@ -181,7 +181,7 @@ def terminated() -> bool:
 def _interrupt(*_: object) -> None:
     """The first Ctrl-C ends in order, the second at once: what is written is whole at any time."""
     if _interrupted.is_set():
-        os.write(2, b"interrupted twice; the same command goes on from there\n")
+        os.write(2, b"interrupted twice; what is written is whole\n")
         os._exit(130)
     _interrupted.set()
     raise KeyboardInterrupt

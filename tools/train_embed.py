@@ -25,7 +25,8 @@ from anomaly.training_files import portable
 from weights import TINY, load
 
 DEMO = "demo"   # the word for the drawn photographs
-OF_THE_RUN = "only", "no_masks", "prediction_type", "steps", "size", "no_flip", "seed", "dtype"
+OF_THE_RUN = ("only", "no_masks", "prediction_type", "steps", "batch_size", "size", "no_flip",
+              "seed", "dtype")
 EXAMPLES = """\
 examples:
   python tools/train_embed.py
@@ -65,7 +66,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help=f"training steps a defect; auto (default): {SD_STEPS} for Stable Diffusion, "
              f"{SMALL_STEPS} for smaller models, with --resume the run's own")
     how("--batch-size", type=cli.at_least(1), default=BATCH_SIZE, metavar="N",
-        help=f"views of the photographs a step (default: {BATCH_SIZE})")
+        help=f"views of the photographs a step, of each process of torchrun "
+             f"(default: {BATCH_SIZE})")
     how("--size", type=cli.at_least(1), metavar="PX",
         help="side of the square crop that the model sees, in pixels "
              "(default: the side the model was trained on; a multiple of 64 for SD)")

@@ -21,6 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+JSON_MOST, CSV_MOST = 2 ** 26, 2 ** 28     # bytes that are read; 2 ** 28 are 400,000 pairs
+
 
 @contextmanager
 def naming(path: Path, size: int = 0) -> Iterator[None]:
@@ -131,10 +133,17 @@ def misfit(value: Any, kind: Any, name: str = "") -> str:
     return next(filter(None, (misfit(*each) for each in inner)), "")
 
 
+def _content(path: Path, most: int) -> bytes:
+    """A file's bytes; ValueError if there are more than most."""
+    if (size := path.stat().st_size) > most:
+        raise ValueError(f"{size / 1e6:.0f} MB, expected {most / 1e6:.0f} at most")
+    return path.read_bytes()
+
+
 def read_json(path: Path, kind: dict[str, Any], remedy: str) -> dict[str, Any]:
     """A JSON object of a kind; ValueError that names the file, the place and the remedy."""
     try:
-        found: dict[str, Any] = json.loads(path.read_bytes())
+        found: dict[str, Any] = json.loads(_content(path, JSON_MOST))
     except (ValueError, RecursionError) as err:
         raise ValueError(f"{path}: not JSON ({err}); {remedy}") from None
     if problem := misfit(found, kind):
@@ -170,16 +179,16 @@ def read_rows(path: Path, columns: list[str],
     A column that the file does not have is empty: older versions wrote fewer. numbers: int for
     columns of whole numbers, float for others, which may be empty; ValueError for what is none.
     """
-    if not path.is_file():
-        return []
     try:
-        text = path.read_bytes().decode()
+        text = _content(path, CSV_MOST).decode()
         whole = text[:text.rfind("\n") + 1]
         rows = [{**dict.fromkeys(columns, ""), **row}
                 for row in csv.DictReader(io.StringIO(whole, newline=""))
                 if set(row) <= set(columns) and None not in row.values()]
         for row, (name, kind) in product(rows, numbers):
             kind(row[name] if kind is int else row[name] or 0)
+    except (FileNotFoundError, IsADirectoryError):
+        return []
     except (ValueError, csv.Error) as err:
         raise ValueError(f"{path}: damaged ({str(err)!r}); repair that row or remove it") from None
     return rows

@@ -12,6 +12,7 @@ from anomaly.files.names import hidden
 from anomaly.files.remarks import remark
 
 LOCK = ".lock"
+LONGEST = 64        # characters of a lock that are read: it has the number of a process
 
 
 class HeldError(FileExistsError):
@@ -56,7 +57,8 @@ def held(folder: Path, lock: str = LOCK, wait: bool = False) -> Iterator[None]:
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)       # Windows has no such flag
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(os.open(path, flags, 0o644), "r+", encoding="utf-8") as file:
+        with open(os.open(path, flags, 0o644), "r+", encoding="utf-8",
+                  errors="replace") as file:
             try:
                 _hold(file, folder, path)
             except HeldError:
@@ -74,11 +76,11 @@ def held(folder: Path, lock: str = LOCK, wait: bool = False) -> Iterator[None]:
 def living(lock: Path) -> str | None:
     """The process that holds a lock, as text; None if none does."""
     try:
-        with open(lock, "r+", encoding="utf-8") as file:
+        with open(lock, "r+", encoding="utf-8", errors="replace") as file:
             try:
                 _lock(file)
             except BlockingIOError:
-                return file.read().strip() or "of another user"
+                return file.read(LONGEST).strip() or "of another user"
     except PermissionError:
         raise
     except OSError:         # gone, or on a network drive without locks, which is said elsewhere
@@ -95,7 +97,7 @@ def _hold(file: IO[str], folder: Path, path: Path) -> None:
     except OSError as err:      # a network drive without locks
         there = True
         remark(folder, "cannot be locked (%s): let no second process write there", err.strerror)
-    content = file.read().strip()
+    content = file.read(LONGEST).strip()
     if not there:
         raise HeldError(f"{folder}: process {content or 'of another user'} is writing there; wait "
                         f"for it, or choose another --out")

@@ -2,7 +2,7 @@
 
     OUT/_meta/manifest.csv            a row a pair
     OUT/_meta/parts/1-of-3.csv        the rows of worker 1 of 3, until the last worker merges them
-    OUT/_meta/parts/.lock-1-of-3      held by that worker while it lives
+    OUT/_meta/parts/.lock-1-of-3-...  held by that worker while it lives; ends in what it shares out
     OUT/_meta/.lock                   held for a moment, by who begins, starts writing, or ends
 
 A row is appended to its worker's part: as quick for the thousandth pair as for the first.
@@ -48,17 +48,20 @@ def names_of(object_: str, defect: str, k: int, rejected: bool = False) -> tuple
 
 
 def manifest_rows(out: Path) -> list[dict[str, str]]:
-    """The rows of a folder of pairs in order, those that no worker has merged yet among them."""
+    """The rows of a folder of pairs in order, those that no worker has merged yet among them.
+
+    The parts are read first: what is merged meanwhile is in the manifest then.
+    """
     meta = out / "_meta"
     rows: dict[tuple[str, str, str], dict[str, str]] = {}
-    for path in (meta / "manifest.csv", *sorted(meta.glob("parts/*.csv"))):
+    for path in (*sorted(meta.glob("parts/*.csv")), meta / "manifest.csv"):
         for row in read_rows(path, COLUMNS, NUMBERS):
             own = [names_of(row["object"], row["defect"], int(row["k"]), away)
                    for away in (False, True)]
             if (row["image"], row["mask"]) not in own:      # its files may be taken away
                 raise ValueError(f"{path}: names {row['image']!r} and {row['mask']!r}, expected "
                                  f"{own[0][0]!r} and {own[0][1]!r}; repair that row or remove it")
-            rows[row["object"], row["defect"], row["k"]] = row
+            rows.setdefault((row["object"], row["defect"], row["k"]), row)
     return sorted(rows.values(), key=lambda row: (row["object"], row["defect"], int(row["k"])))
 
 
@@ -77,10 +80,13 @@ class Manifest:
         with held(self.out, f"_meta/{LOCK}", wait=True):
             yield
 
-    def refuse_living(self) -> None:
-        """FileExistsError if this worker lives in another process, or one of another number."""
+    def refuse_living(self, work: str | None = None) -> None:
+        """FileExistsError if this worker lives in another process, or one with another sharing.
+
+        work: names the blocks that are shared out; None: not known yet. Asked in quiet.
+        """
         for lock in sorted(self._parts.glob(".lock-*")):
-            found = re.fullmatch(r"\.lock-(\d+)-of-(\d+)", lock.name)
+            found = re.fullmatch(r"\.lock-(\d+)-of-(\d+)-(\w+)", lock.name)
             if found is None or (process := living(lock)) is None:
                 continue
             if int(found[2]) != self.shard.n or int(found[1]) == self.shard.i:
@@ -88,11 +94,15 @@ class Manifest:
                     f"{self.out}: process {process} is writing there, as worker {found[1]} of "
                     f"{found[2]}; wait for it, choose another --out, or give each worker its own "
                     f"--shard I/{found[2]}")
+            if work not in (None, found[3]):
+                raise FileExistsError(
+                    f"{self.out}: process {process} is writing there, with another --n, --only or "
+                    f"--batch-size, or an older run; workers that live together need the same")
 
     @contextmanager
-    def worker(self) -> Iterator[None]:
+    def worker(self, work: str) -> Iterator[None]:
         """Be this worker; begun and ended in quiet."""
-        with held(self.out, f"_meta/parts/.lock-{self.shard.name}"):
+        with held(self.out, f"_meta/parts/.lock-{self.shard.name}-{work}"):
             if self._part.is_file():    # of one that died: its last line may be torn
                 write_rows(self._part, COLUMNS, read_rows(self._part, COLUMNS))
             yield

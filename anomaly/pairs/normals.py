@@ -29,6 +29,8 @@ class Normal:
 
     def open(self) -> Photograph:
         """The photograph; ValueError if its file has changed since it was first opened."""
+        if not self.path.is_file():
+            raise FileNotFoundError(f"{self.path}: is gone; restore it and run the command again")
         if sha256(self.path) != self.sha256:
             raise ValueError(f"{self.path}: has changed while it was painted into; restore it and "
                              f"run the command again")

@@ -28,7 +28,7 @@ from anomaly.pairs.masks import Masks, MaskSource, learned_masks
 from anomaly.pairs.normals import Normal, find_normals
 from anomaly.pairs.pair_folder import PairFolder
 from anomaly.pairs.plan import Plan, Target, draw_plan
-from anomaly.progress import Report, Stop, Stopped, each, never, silent
+from anomaly.progress import Report, Stop, Stopped, each, ending, never, silent
 from anomaly.runs import run_folder
 from anomaly.runs.gating import load_gate
 from anomaly.runs.run_folder import Run
@@ -242,13 +242,14 @@ def paint(sd: StableDiffusion, run: Run, folder: PairFolder, *, defects: list[De
         log.info("with a re-weighting the guidance is 1: both strengthen, and its scale was found "
                  "without")
         guidance = 1.0
+    ended = ending(report, stop)
     jobs: list[Job] = []
     shard, blocks = folder.shard, 0
     objects: dict[tuple[Normal, ...], Objects] = {}     # the defects of an object share them
     for defect in defects:
         there = normals_of(defect, normals)
         if tuple(there) not in objects:
-            objects[tuple(there)] = foreground(there, report)
+            objects[tuple(there)] = foreground(there, ended)
         source = masks(sd, run, defect, there, steps, objects[tuple(there)])
         wanted = n if n is not None else 1 if source.one_file and len(there) == 1 else PAIRS
         negative = defect.object.replace("_", " ") if against_object else ""
@@ -260,16 +261,18 @@ def paint(sd: StableDiffusion, run: Run, folder: PairFolder, *, defects: list[De
         blocks += len(every)
         jobs.append(Job(defect, there, source, settings, own, wanted,
                         None if gate == "off" else load_gate(run, defect)))
-    for model in each([sd], "comparing the checkpoint with the run's", 1, report):
+    for model in each([sd], "comparing the checkpoint with the run's", 1, ended):
         run_folder.check_weights(run, model.source, model.fingerprint())
     folder.settle({job.defect.object: job.normals for job in jobs},
                   max(white_of(job.normals[0].path.parent) for job in jobs))
-    with folder.held(run.config["size"]):
+    work = f"{batch_size} {[(job.defect.key, job.n) for job in jobs]}"
+    with folder.held(run.config["size"], work):
         for job in jobs:        # raises for what is not this tool's, before any painting
             _ = [folder.done(job.defect, k) for k in job.asked]
         for job in jobs:
             yield from paint_job(sd, learner, job, folder, seed, tries, gate == "strict", stop,
                                  report)
-    for job in jobs:
-        log.info("%s: %s", job.defect.key, "; ".join(filter(None, (
-            folder.summary(job.defect, job.asked), job.masks.refusals))))
+    said = folder.summaries([(job.defect, job.asked, job.n) for job in jobs])
+    for job, summary in zip(jobs, said):
+        log.info("%s: %s", job.defect.key,
+                 "; ".join(filter(None, (summary, job.masks.refusals))))

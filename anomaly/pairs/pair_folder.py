@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 
@@ -29,6 +30,21 @@ from anomaly.pairs.review import Look, draw_sheet, look, picture, write_page, wr
 
 # Version 0.1 wrote no version, and had these words for two values of --reweight.
 REWEIGHT_0_1 = {"paper": "adaptive", "literal": "paper"}
+
+
+def _summary(rows: list[dict[str, str]], asked: int) -> str:
+    """What came of pairs of a defect, in words."""
+    doubtful = [row for row in rows if row["verdict"] == "doubtful"]
+    empty = sum(row["image"].startswith("_meta/") for row in rows)
+    reasons = Counter(reason.split()[0] for row in doubtful
+                      for reason in row["reason"].split("; "))
+    why = ", ".join(f"{name} {count}" for name, count in reasons.most_common())
+    coarse = sum(float(row["scale"] or 0) > 1 for row in rows)
+    slim = sum(row["thin"] == "1" for row in rows)
+    return (f"{asked} asked, {len(rows) - empty} made, {len(doubtful)} doubtful"
+            + (f" ({why})" if why else "") + (f", {empty} left out" if empty else "")
+            + (f"; {coarse} coarser than their photograph" if coarse else "")
+            + (f"; {slim} thinner than two latent cells" if slim else ""))
 
 
 class PairFolder:
@@ -51,28 +67,32 @@ class PairFolder:
         self._normals: dict[str, list[Normal]] = {}
         self._record = NormalsRecord(self._meta / "normals.csv")
         self._started = False
-        self._check()
+        if self._meta.is_dir():     # else nothing is made before the first pair
+            with self._manifest.quiet():
+                self._check()
+        else:
+            self._check()
 
-    def _check(self) -> None:
-        """That the folder is this tool's or empty, of the same options, and free."""
+    def _check(self, work: str | None = None) -> None:
+        """That the folder is this tool's or empty, of the same options, and free for the work."""
         if not (self._meta / "config.json").is_file():
             refuse_foreign(self.folder, {"_meta"})
             refuse_foreign(self._meta, {"config.json.part", "normals.csv.part", "parts"})
             refuse_foreign(self._meta / "parts", set())
         self._check_options()
-        self._manifest.refuse_living()
+        self._manifest.refuse_living(work)
 
     def _read(self) -> None:
         # A row whose pair a kill has cut short: what lies there of it is this tool's.
         self._listed: dict[str, set[str]] = {}
         self._known, self._whole = set(), set()
-        self._hashes: dict[str, str] = {}       # of the photographs that were painted into
+        self._hashes: dict[tuple[str, str], str] = {}   # of what was painted into; it may move
         for row in manifest_rows(self.folder):
             key = names_of(row["object"], row["defect"], int(row["k"]))[0]
             self._known.add(key)
             if self._is_whole(row):
                 self._whole.add(key)
-            self._hashes[row["normal"]] = row["normal_sha256"]
+            self._hashes[row["object"], Path(row["normal"]).name] = row["normal_sha256"]
 
     def _is_there(self, name: str) -> bool:
         """True for a file of a pair. Folders are listed once: there may be 70,000 pairs."""
@@ -87,16 +107,18 @@ class PairFolder:
         return self._is_there(row["image"]) and self._is_there(row["mask"])
 
     @contextmanager
-    def held(self, size: int) -> Iterator[None]:
+    def held(self, size: int, work: str = "") -> Iterator[None]:
         """Be the folder's worker, and know what others left; the last one merges what all did.
 
         Then the manifest is sorted, the contact sheet drawn, and what a kill has cut short and
-        nobody asked for again taken away. size: of the run's crops.
+        nobody asked for again taken away. size: of the run's crops. work: what all workers share
+        out, block by block; one that shares out other blocks is refused while another lives.
         """
+        work = f"{crc32(work.encode()):08x}"
         with ExitStack() as worker:
             with self._manifest.quiet():
-                self._check()
-                worker.enter_context(self._manifest.worker())
+                self._check(work)
+                worker.enter_context(self._manifest.worker(work))
             self._read()        # nobody merges while this worker lives
             try:
                 self._size = size
@@ -200,7 +222,7 @@ class PairFolder:
         if its photograph is not what it was for other pairs.
         """
         normal, found = str(said["normal"]), str(said.get("normal_sha256", ""))
-        if self._hashes.setdefault(normal, found) not in ("", found):
+        if self._hashes.setdefault((defect.object, Path(normal).name), found) not in ("", found):
             raise ValueError(f"{normal}: has changed since other pairs in {self.folder} were "
                              f"painted; restore it or choose another --out")
         if not self._started:
@@ -218,21 +240,16 @@ class PairFolder:
             defect_crop(mask, self._size)))
         return self.folder / image_name, self.folder / mask_name
 
-    def summary(self, defect: Defect, asked: set[int]) -> str:
-        """What came of pairs of a defect, in words."""
-        rows = [row for row in manifest_rows(self.folder) if int(row["k"]) in asked
-                and (row["object"], row["defect"]) == (defect.object, defect.name)]
-        doubtful = [row for row in rows if row["verdict"] == "doubtful"]
-        empty = sum(row["image"].startswith("_meta/") for row in rows)
-        reasons = Counter(reason.split()[0] for row in doubtful
-                          for reason in row["reason"].split("; "))
-        why = ", ".join(f"{name} {count}" for name, count in reasons.most_common())
-        coarse = sum(float(row["scale"] or 0) > 1 for row in rows)
-        slim = sum(row["thin"] == "1" for row in rows)
-        return (f"{len(asked)} asked, {len(rows) - empty} made, {len(doubtful)} doubtful"
-                + (f" ({why})" if why else "") + (f", {empty} left out" if empty else "")
-                + (f"; {coarse} coarser than their photograph" if coarse else "")
-                + (f"; {slim} thinner than two latent cells" if slim else ""))
+    def summaries(self, asked: list[tuple[Defect, set[int], int]]) -> Iterator[str]:
+        """What came of the pairs of each defect that this worker was asked for, of so many."""
+        found: dict[tuple[str, str], list[dict[str, str]]] = {}
+        for row in manifest_rows(self.folder):
+            found.setdefault((row["object"], row["defect"]), []).append(row)
+        for defect, own, n in asked:
+            rows = found.get((defect.object, defect.name), [])
+            there = sum(int(row["k"]) < n for row in rows)
+            yield _summary([row for row in rows if int(row["k"]) in own], len(own)) + (
+                f"; {there} of {n} by all workers" if self.shard.n > 1 else "")
 
     @property
     def sheet(self) -> Path:

@@ -5,14 +5,14 @@ the end it joins what it learned to the run, under the run's lock and in a momen
 written last: until then the run is the one it was, and the same command joins it all again.
 """
 
-import json
+import logging
 import shutil
 from contextlib import ExitStack
 from pathlib import Path
 
 from anomaly import processes
 from anomaly.dataset import Defect, check_names
-from anomaly.files.atomic_files import replacing, write_json
+from anomaly.files.atomic_files import read_json, replacing, write_json
 from anomaly.files.holding import held
 from anomaly.progress import Report, Stop, ending, never, silent
 from anomaly.runs import run_folder
@@ -22,6 +22,8 @@ from anomaly.runs.run_folder import Run
 from anomaly.runs.run_state import join_losses, join_states
 from anomaly.training_files import check_files, describe, sha256
 from ldm.model import StableDiffusion
+
+log = logging.getLogger(__name__)
 
 
 def add(sd: StableDiffusion, defects: list[Defect], folder: Path, *, report: Report = silent,
@@ -36,8 +38,9 @@ def add(sd: StableDiffusion, defects: list[Defect], folder: Path, *, report: Rep
         raise ValueError(f"--add: found {processes.count()} processes that learn together, "
                          f"expected one; start one for each defect, all at once if you like")
     run, jobs = run_folder.read_run(folder), [folder / "state/add" / d.stem for d in defects]
-    joined = {d.key for d in defects} <= {d.key for d in run.defects}
-    if not (joined and any(job.exists() for job in jobs)):      # else it was killed just below
+    if _joined(run, defects):       # maybe by this command, which was killed just below
+        log.info("%s: has %s already", folder, ", ".join(d.key for d in defects))
+    else:
         _check(run, defects)
         check_input(sd, defects, run.config["size"], ending(report, stop))
         run_folder.check_weights(run, sd.source, sd.fingerprint())
@@ -50,6 +53,14 @@ def add(sd: StableDiffusion, defects: list[Defect], folder: Path, *, report: Rep
     for job in jobs:
         shutil.rmtree(job, ignore_errors=True)
     return run
+
+
+def _joined(run: Run, defects: list[Defect]) -> bool:
+    """True if the run has these defects, from the same files."""
+    keys = {(d.object, d.name) for d in defects}
+    rows = [row for row in run.config["defects"] if (row["object"], row["defect"]) in keys]
+    return len(rows) == len(defects) and all(
+        row in rows for row in describe(run.folder, defects))
 
 
 def _check(run: Run, defects: list[Defect]) -> None:
@@ -84,7 +95,7 @@ def _learn(sd: StableDiffusion, run: Run, defect: Defect, folder: Path, report: 
     job = Run(folder, {**run.config, "options": options, "spatial_encoder": _encoder(run),
                        "defects": describe(folder, [defect])})
     path = folder / "config.json"
-    if not path.is_file() or json.loads(path.read_text(encoding="utf-8")) != job.config:
+    if not path.is_file() or read_json(path, {}, f"remove {folder}") != job.config:
         shutil.rmtree(folder / "state", ignore_errors=True)     # all else is written anew
         write_json(path, job.config)
     learn_into(sd, job, [defect], processes.batch_of(options), report, stop, base=run)

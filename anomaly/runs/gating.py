@@ -1,6 +1,5 @@
 """RUN/gate.json, RUN/gate.safetensors: each defect's gate, from the run's own photographs."""
 
-import json
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from anomaly.crop import to_image
 from anomaly.dataset import Defect
-from anomaly.files.atomic_files import misfit, write_json
+from anomaly.files.atomic_files import misfit, read_json, write_json
 from anomaly.painter import Settings, paint_crops
 from anomaly.runs.run_folder import COUNT, Run, load_module, save_module
 from anomaly.runs.sheets import to_pixels
@@ -82,7 +81,7 @@ def load_gate(run: Run, defect: Defect) -> Gate:
     """What save_gates wrote; ValueError or FileNotFoundError where it is not this run's."""
     path, tensors = run.folder / "gate.json", load_module(run, "gate", begin=f"{defect.stem}|")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path, {}, "")
         fields: dict[str, Any] = {**found["defects"][defect.stem], **{
             name: tensors[f"{defect.stem}|{name}"] for name in TENSORS}}
         if {name: found[name] for name in _made(run)} != _made(run):

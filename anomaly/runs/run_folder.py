@@ -44,8 +44,8 @@ COUNT, TEXT = range(1, 2 ** 31), (str, None)
 RUN = {
     "size": COUNT, "weights_sha256": str, "prediction_type": ("eps", "v"),
     "options": {
-        "weights": str, "steps": COUNT, "batch_size": (COUNT, None), "size": (COUNT, None),
-        "seed": (range(10 ** 100), None), "no_flip": (bool, None), "no_masks": (bool, None),
+        "weights": str, "steps": COUNT, "batch_size": COUNT, "size": (COUNT, None),
+        "seed": range(10 ** 100), "no_flip": bool, "no_masks": bool,
         "prediction_type": ("auto", "eps", "v", None), "split": ("third", "all", None),
         "dtype": ("auto", "fp32", "bf16", "fp16", None), "data": TEXT, "images": TEXT,
         "masks": TEXT, "name": TEXT, "only": TEXT, "processes": (COUNT, None),

@@ -76,7 +76,7 @@ def append_seconds(out: Path) -> float:
     """Of one row, the median of many, by a worker of its own."""
     manifest, times = Manifest(out, Shard(0, 1)), []
     row = {**dict.fromkeys(COLUMNS, ""), "object": "x", "k": 0}
-    with manifest.worker():
+    with manifest.worker(""):
         for _ in range(APPENDED):
             start = time.perf_counter()
             manifest.append(row)
