@@ -354,12 +354,15 @@ def test_vectors_masks_and_sizes_of_another_kind_are_refused(run, sd):
     ("scale", "x", "damaged")])
 def test_a_row_of_no_pair_is_refused_and_nothing_is_removed(tmp_path, column, value, words):
     write_image(tmp_path / "x", np.zeros((2, 2), np.uint8))
-    write(PairFolder(tmp_path / "out"), Defect("o", "d", ()), 0, tmp_path / "x")
+    folder = PairFolder(tmp_path / "out")
+    with folder.held(64):
+        write(folder, Defect("o", "d", ()), 0, tmp_path / "x")
     path = tmp_path / "out/_meta/manifest.csv"
     row, = read_rows(path, COLUMNS)
     write_rows(path, COLUMNS, [{**row, column: value}])
     with pytest.raises(ValueError, match=f"manifest.csv: {words}"):
-        PairFolder(tmp_path / "out")
+        with PairFolder(tmp_path / "out").held(64):
+            pass
     assert (tmp_path / "x").exists()
 
 
