@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,11 +79,28 @@ def _sort_metadata(path: Path) -> None:
         file.write(text.ljust(length))      # the format pads its header with spaces
 
 
+def write_text(path: Path, text: str) -> None:
+    """UTF-8, lines ended as on Unix."""
+    content = text.encode()
+    with replacing(path, len(content)) as temporary:
+        temporary.write_bytes(content)
+
+
 def write_json(path: Path, content: Mapping[str, object]) -> None:
     """Indented JSON."""
-    text = json.dumps(content, indent=2) + "\n"
-    with replacing(path, len(text)) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def link(source: Path, path: Path) -> None:
+    """The same file under another name, or a copy where the disk cannot have that."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source.resolve(), path)
+    except FileExistsError:
+        raise
+    except OSError:         # another disk, a system without links, too many of one file
+        with replacing(path, source.stat().st_size) as temporary:
+            shutil.copyfile(source, temporary)
 
 
 def _csv(columns: list[str], rows: Iterable[Mapping[str, object]], header: bool) -> bytes:

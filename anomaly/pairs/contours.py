@@ -1,4 +1,4 @@
-"""The parts of a mask as outlines and as run lengths, by OpenCV and pycocotools: the extra `export`.
+"""The parts of a mask as outlines and run lengths, by OpenCV and pycocotools (the extra `export`).
 
     mask bool (h, w) -> its parts, connected over edges and corners: a ring (n, 2), run lengths
 
@@ -21,10 +21,14 @@ import numpy as np
 INSET = 1 / 256     # of a pixel; what float32 loses of a coordinate up to 16,384 is a fourth of it
 
 
-def missing_extra(err: ImportError) -> ValueError:
-    """What to do about a package of the extra that is not there."""
-    return ValueError(f"--format: {err.name} is not installed, which labels need; "
-                      f'pip install -e ".[export]"')
+def check_extra() -> None:
+    """ValueError if a package of the extra is not installed."""
+    try:
+        import cv2  # noqa: F401
+        import pycocotools.mask  # noqa: F401
+    except ImportError as err:
+        raise ValueError(f"--format: {err.name} is not installed, and labels need it; "
+                         f'pip install -e ".[export]"') from None
 
 
 @dataclass(frozen=True)
@@ -42,11 +46,8 @@ class Part:
 
 
 def parts(mask: np.ndarray) -> Iterator[Part]:
-    """The parts of a mask, from the top down. ValueError if the extra is not installed."""
-    try:
-        import cv2
-    except ImportError as err:
-        raise missing_extra(err) from None
+    """The parts of a mask, from the top down."""
+    import cv2
     _, labels, found, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     for n, (left, top, width, height, _) in enumerate(found[1:].tolist(), 1):
         yield Part(left, top, labels[top:top + height, left:left + width] == n)
@@ -55,7 +56,7 @@ def parts(mask: np.ndarray) -> Iterator[Part]:
 def ring(part: Part) -> np.ndarray:
     """Its outline with its holes, float64 (n, 2): x, y."""
     import cv2
-    # Twice as large, the outermost half pixels are the outline, and a line of one pixel has an area.
+    # Twice as large: the outermost half pixels are the outline, a line of one pixel has an area.
     half = part.pixels.repeat(2, axis=0).repeat(2, axis=1)
     found, tree = cv2.findContours(half.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     rims = [(rim[:, 0], parent >= 0) for rim, (*_, parent) in zip(found, tree[0])]
@@ -64,8 +65,8 @@ def ring(part: Part) -> np.ndarray:
     for hole in sorted((rim for rim, is_hole in rims if is_hole), key=lambda rim: rim[:, 0].min()):
         outline = _bridged(outline, hole, half)
     into, out_of = outline - np.roll(outline, 1, 0), np.roll(outline, -1, 0) - outline
-    straight = (into[:, 0] * out_of[:, 1] == into[:, 1] * out_of[:, 0]) & ((into * out_of).sum(1) > 0)
-    corners = outline[~straight]
+    same_line = into[:, 0] * out_of[:, 1] == into[:, 1] * out_of[:, 0]
+    corners = outline[~(same_line & ((into * out_of).sum(1) > 0))]      # a bridge turns on its line
     return corners // 2 + np.where(corners % 2, 1 - INSET, INSET) + (part.left, part.top)
 
 
@@ -81,10 +82,7 @@ def _bridged(outline: np.ndarray, hole: np.ndarray, filled: np.ndarray) -> np.nd
 
 def run_lengths(part: Part, height: int, width: int) -> dict[str, Any]:
     """COCO's compressed RLE of the part in a mask of that size, and its text in ASCII."""
-    try:
-        from pycocotools.mask import encode
-    except ImportError as err:
-        raise missing_extra(err) from None
+    from pycocotools.mask import encode
     mask = np.zeros((height, width), np.uint8, order="F")       # the order that it encodes
     mask[part.top:part.top + part.pixels.shape[0],
          part.left:part.left + part.pixels.shape[1]] = part.pixels
