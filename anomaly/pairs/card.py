@@ -77,9 +77,9 @@ def _table(rows: list[dict[str, str]]) -> list[str]:
 def _origins(config: dict[str, Any], rows: list[dict[str, str]]) -> list[str]:
     """A line each: the checkpoint, the training photographs, those that are painted into."""
     source = config.get("source")
-    lines = ["* Checkpoint and training photographs: not recorded, the pairs are of an older "
-             "version; see the config.json of the run, and the checkpoint's own licence."]
-    if source is not None:
+    lines = ["* Checkpoint and training photographs: not recorded, as by older versions; "
+             "see the config.json of the run, and the checkpoint's own licence."]
+    if source:
         lines = [f"* Checkpoint: {source['weights']}, sha256 {source['weights_sha256']}. Licence: "
                  f"{source['licence']}."]
         lines += [f"* {d['defect']}: learned from {d['photographs']} photographs and masks in "

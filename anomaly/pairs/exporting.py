@@ -43,6 +43,8 @@ from anomaly.pairs.selection import (
 )
 from anomaly.progress import Report, Stop, Stopped, each, never, silent
 
+# What tells pairs from others: options that every version records, in the same words.
+MADE_SO = ("run", "masks", "normals", "steps", "guidance", "negative", "seed")
 INDEX = ("README.md", "data.yaml", "annotations.json", "annotations_train.json",
          "annotations_val.json")
 
@@ -62,7 +64,7 @@ class Layout:
     def image(self, entry: Entry) -> str:
         """Of the picture."""
         if self.form == "mvtec":
-            part = "train" if entry.mask is None and self.side(entry) == "train" else "test"
+            part = {"train": "train", "val": "test"}[self.side(entry)]
             return f"{slug(entry.object)}/{part}/{slug(entry.defect)}/{entry.k:05d}.png"
         folder = f"images/{self.side(entry)}" if self.form == "yolo" else "images"
         return f"{folder}/{entry.name}.png"
@@ -200,17 +202,13 @@ def check_there(out: Path, expected: dict[str, Path | None]) -> None:
 
 def counts(entries: list[Entry], layout: Layout) -> str:
     """The card's title and a line a class: how many pictures where."""
-    def place(entry: Entry) -> str:
-        if layout.form != "mvtec":
-            return layout.side(entry)
-        return layout.image(entry).split("/")[1]
-    found = Counter((entry.kind, place(entry)) for entry in entries)
+    found = Counter((entry.kind, layout.side(entry)) for entry in entries)
     rest = "test" if layout.form == "mvtec" else "val"
-    return "\n".join([
-        "# Painted defects", "", f"Exported as {layout.form}. Of the pairs below these are here:",
-        "", f"| class | train | {rest} |", "|---|---|---|",
-        *(f"| {kind} | {found[kind, 'train']} | {found[kind, rest]} |"
-          for kind in sorted({kind for kind, _ in found})), "", ""])
+    lines = [f"| {kind} | {found[kind, 'train']} | {found[kind, 'val']} |"
+             for kind in sorted({kind for kind, _ in found})]
+    return "\n".join(["# Painted defects", "", f"Exported as {layout.form}: so many pictures are "
+                      "here, of the pairs below.", "", f"| class | train | {rest} |",
+                      "|---|---|---|", *lines, "", ""])
 
 
 def write_data_set(out: Path, entries: list[Entry], layout: Layout, boxes: bool, stop: Stop,
@@ -244,15 +242,15 @@ def export(pairs: Path, out: Path, form: str, *, boxes: bool = False, split: flo
     rows, config = rows_of(pairs), read_config(pairs)
     if form != "mvtec":
         check_extra()
-    if whole(out).is_relative_to(whole(pairs)):
+    if out.resolve().is_relative_to(pairs.resolve()):
         raise ValueError(f"--out: {out} lies in the folder of the pairs; choose another")
     entries = selected(pairs, rows, {} if review is None else decisions(review, rows), everything)
     if normals is not None:
         entries += good_entries(normals, rows, {entry.object for entry in entries})
-    made_so = {name: value for name, value in config.items() if name not in ("version", "source")}
+    made_so = [str(config.get(name)) for name in MADE_SO]
     options = {"format": form, "boxes": boxes, "split": split, "all": everything,
                "normals": None if normals is None else str(whole(normals)),
-               "pairs": hashlib.sha256(json.dumps(made_so, sort_keys=True).encode()).hexdigest()}
+               "pairs": hashlib.sha256("\n".join(made_so).encode()).hexdigest()}
     recorded(out, options)
     with held(out):
         before = recorded(out, options)

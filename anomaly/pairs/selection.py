@@ -57,7 +57,8 @@ def decisions(review: Path, rows: list[dict[str, str]]) -> dict[str, str]:
     """image -> accept or reject, of a review; ValueError for what the manifest does not know."""
     if not review.is_file():
         raise FileNotFoundError(f"{review}: no such file; --review takes the CSV of a review")
-    reader = csv.DictReader(io.StringIO(review.read_text(encoding="utf-8-sig"), newline=""))
+    text = review.read_text(encoding="utf-8-sig", errors="replace")
+    reader = csv.DictReader(io.StringIO(text, newline=""))
     if not set(REVIEW) <= set(reader.fieldnames or ()):
         raise ValueError(f"{review}: its columns are {', '.join(reader.fieldnames or ['none'])}; "
                          f"expected {', '.join(REVIEW)}")
