@@ -287,12 +287,14 @@ def test_added_or_interrupted_a_second_run_ends_as_one(tmp_path, form, monkeypat
     assert run(pairs, tmp_path / "a", *form, "--normals", good) == 0
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "a").rglob("*.png")}
     write_pairs(tmp_path)
+    with pytest.raises(Stopped):
+        export(pairs, tmp_path / "a", form[0], boxes=len(form) > 1, normals=good, stop=lambda: True)
     stops = iter([False, False, True])
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         patch.setattr(atomic_files.os, "link", other_disk)
         export(pairs, tmp_path / "b", form[0], boxes=len(form) > 1, normals=good,
                stop=lambda: next(stops))
-    assert not [p for n in exporting.INDEX for p in [tmp_path / "b" / n] if p.exists()]
+    assert not [out for out in "ab" for n in exporting.INDEX if (tmp_path / out / n).exists()]
     for out in ("a", "b", "c"):
         assert run(pairs, tmp_path / out, *form, "--normals", good) == 0
     assert contents(tmp_path / "b") == contents(tmp_path / "c")
