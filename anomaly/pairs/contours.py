@@ -65,8 +65,7 @@ def ring(part: Part) -> np.ndarray:
     for hole in sorted((rim for rim, is_hole in rims if is_hole), key=lambda rim: rim[:, 0].min()):
         outline = _bridged(outline, hole, half)
     into, out_of = outline - np.roll(outline, 1, 0), np.roll(outline, -1, 0) - outline
-    same_line = into[:, 0] * out_of[:, 1] == into[:, 1] * out_of[:, 0]
-    corners = outline[~(same_line & ((into * out_of).sum(1) > 0))]      # a bridge turns on its line
+    corners = outline[into[:, 0] * out_of[:, 1] != into[:, 1] * out_of[:, 0]]
     return corners // 2 + np.where(corners % 2, 1 - INSET, INSET) + (part.left, part.top)
 
 
