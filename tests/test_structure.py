@@ -29,7 +29,7 @@ LIMITS = {      # folder -> code lines at most, and what of the project its file
     "anomaly": (750, CORE | {"ldm"}),
     "anomaly/scores": (350, SCORES | {"ldm"}),
     "anomaly/runs": (550, RUNS | {"ldm"}),
-    "anomaly/pairs": (1330, PAIRS | {"ldm", "anomaly.__version__"}),
+    "anomaly/pairs": (1500, PAIRS | {"ldm", "anomaly.__version__"}),
     "anomaly/drawn": (430, CORE | {"anomaly.drawn"}),
     "tools": (780, EVERYTHING | {"cli", "benchmarks", "pretraining", "anomaly.__version__"}),
     "tools/benchmarks": (600, EVERYTHING | {"benchmarks", "pretraining"} | REFERENCES),
