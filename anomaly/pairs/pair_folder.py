@@ -69,9 +69,8 @@ class PairFolder:
         self._meta = folder / "_meta"
         self._manifest = Manifest(folder, shard)
         self._normals: dict[str, list[Normal]] = {}
-        self._source: dict[str, Any] = {}
         self._record = NormalsRecord(self._meta / "normals.csv")
-        self._started = False
+        self._started, self._source = False, dict[str, Any]()
         self._check()
 
     def _check(self) -> None:
@@ -185,13 +184,12 @@ class PairFolder:
                     f"--{name.replace('_', '-')}: {value!r}, but the pairs in {self.folder} "
                     f"were made with {before.get(name)!r}; use that or choose another --out")
 
-    def settle(self, normals: dict[str, list[Normal]], white: int,
-               source: dict[str, Any] | None = None) -> None:
-        """The photographs of each object, white of those of 16 bits, what card.py says of the run.
+    def settle(self, normals: dict[str, list[Normal]], white: int, source: dict[str, Any]) -> None:
+        """The photographs of each object, white of those of 16 bits, and the run's source.
 
         ValueError or FileNotFoundError if pairs are there that were painted into others.
         """
-        self.options["white"], self._normals, self._source = white, normals, source or {}
+        self.options["white"], self._normals, self._source = white, normals, source
         self._check_options()
         self._record.check(normals)
 
