@@ -19,7 +19,8 @@ def _module(name):
     return module
 
 
-TOOLS = {name: _module(name) for name in ("train_embed", "sample", "evaluate", "pretrain_tiny")}
+TOOLS = {name: _module(name) for name in ("train_embed", "sample", "export", "evaluate",
+                                           "pretrain_tiny")}
 
 
 def call(tool, *argv):

@@ -104,8 +104,8 @@ def test_the_folder_obeys_anomalibs_loaders(generated, photographs):
         assert [p.name for p in masks] == [f"{k:05d}_mask.png" for k in range(6)]
     assert not [p for p in generated.rglob("*.png") if p.parts[-3] not in ("test", "ground_truth")]
     assert sorted(p.name for p in (generated / "_meta").iterdir()) == [
-        ".lock", "config.json", "contact_sheet.jpg", "manifest.csv", "normals.csv", "review",
-        "review.html"]
+        ".lock", "README.md", "config.json", "contact_sheet.jpg", "manifest.csv", "normals.csv",
+        "review", "review.html"]
 
 
 def test_the_same_command_gives_the_same_bytes(

@@ -49,7 +49,7 @@ def test_the_readmes_python_runs_as_it_stands(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.import_module("anomaly.runs.learn"), "SMALL_STEPS", 2)
     monkeypatch.chdir(tmp_path)
     demo.demo_data(Path("runs/demo/demo"))
-    code, = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    code = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[0]
     assert len(code.splitlines()) == 8
     found = {}
     exec(code, found)

@@ -25,18 +25,19 @@ EVERYTHING = PAIRS | {"anomaly.drawn", "weights", "ldm"}
 LIMITS = {      # folder -> code lines at most, and what of the project its files may import
     "ldm": (600, {"ldm"}),
     "weights": (790, {"weights", "ldm"}),
-    "anomaly/files": (670, FILES),
+    "anomaly/files": (690, FILES),
     "anomaly": (840, CORE | {"ldm"}),
     "anomaly/scores": (350, SCORES | {"ldm"}),
     "anomaly/runs": (750, RUNS | {"ldm"}),
-    "anomaly/pairs": (1150, PAIRS | {"ldm", "anomaly.__version__"}),
+    "anomaly/pairs": (1600, PAIRS | {"ldm", "anomaly.__version__"}),
     "anomaly/drawn": (430, CORE | {"anomaly.drawn"}),
-    "tools": (740, EVERYTHING | {"cli", "benchmarks", "pretraining", "anomaly.__version__"}),
+    "tools": (800, EVERYTHING | {"cli", "benchmarks", "pretraining", "anomaly.__version__"}),
     "tools/benchmarks": (600, EVERYTHING | {"benchmarks", "pretraining"} | REFERENCES),
     "tools/pretraining": (350, EVERYTHING | {"pretraining"}),
     "docs": (155, EVERYTHING),
 }
-TOOLS = ("train_embed", "sample", "bench", "pretrain_tiny")
+TOOLS = ("train_embed", "sample", "export", "bench", "pretrain_tiny")
+EXTRA = {"contours": {"cv2", "pycocotools"}}      # file -> what the extra `export` brings it
 NO_CODE = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT,
            tokenize.ENCODING, tokenize.ENDMARKER)
 
@@ -91,7 +92,7 @@ def test_imports_point_one_way_and_need_only_the_run_time_packages(folder):
     for path in files(folder):
         for name in imports(path):
             parents = {".".join(name.split(".")[:n]) for n in range(1, name.count(".") + 2)}
-            assert parents & allowed, f"{path}: {name}"
+            assert parents & (allowed | EXTRA.get(path.stem, set())), f"{path}: {name}"
 
 
 def test_no_file_imports_a_tool():

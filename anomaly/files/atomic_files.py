@@ -8,6 +8,7 @@ import errno
 import io
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import product
@@ -96,6 +97,18 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Mapping[str, object]) -> None:
     """Indented JSON."""
     write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def link(source: Path, path: Path) -> None:
+    """The same file under another name, or a copy where the disk cannot have that."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source.resolve(), path)
+    except FileExistsError:
+        raise
+    except OSError:         # another disk, a system without links, too many of one file
+        with replacing(path, source.stat().st_size) as temporary:
+            shutil.copyfile(source, temporary)
 
 
 def _is(value: Any, kind: Any) -> bool:

@@ -22,6 +22,7 @@ from anomaly.embedding import AnomalyEmbedding
 from anomaly.files.names import shown, whole
 from anomaly.files.photographs import Photograph, white_of
 from anomaly.painter import Settings, Weigh, context_of, paint_crops
+from anomaly.pairs.card import source_of
 from anomaly.pairs.composite import change, composite
 from anomaly.pairs.foreground import Foreground, Objects, anywhere
 from anomaly.pairs.masks import Masks, MaskSource, learned_masks
@@ -264,7 +265,8 @@ def paint(sd: StableDiffusion, run: Run, folder: PairFolder, *, defects: list[De
     for model in each([sd], "comparing the checkpoint with the run's", 1, ended):
         run_folder.check_weights(run, model.source, model.fingerprint())
     folder.settle({job.defect.object: job.normals for job in jobs},
-                  max(white_of(job.normals[0].path.parent) for job in jobs))
+                  max(white_of(job.normals[0].path.parent) for job in jobs),
+                  source_of(run, sd, batch_size))
     work = f"{batch_size} {[(job.defect.key, job.n) for job in jobs]}"
     with folder.held(run.config["size"], work):
         for job in jobs:        # raises for what is not this tool's, before any painting

@@ -1,7 +1,8 @@
 """The folder of generated pairs, in MVTec AD layout.
 
     OUT/OBJECT/test/DEFECT/00000.png            OUT/OBJECT/ground_truth/DEFECT/00000_mask.png
-    OUT/_meta/{config.json, normals.csv, manifest.csv, contact_sheet.jpg, review.html, review/}
+    OUT/_meta/{config.json, normals.csv, manifest.csv, contact_sheet.jpg, README.md, review.html,
+               review/}
 
 Loaders sort names, hence the fixed width, and read every PNG below OUT/OBJECT, hence _meta.
 normals.csv has the photographs that are painted into: a pair depends on which there are.
@@ -24,6 +25,7 @@ from anomaly.files.atomic_files import read_json, write_image, write_json
 from anomaly.files.holding import refuse_foreign
 from anomaly.files.names import normal_form, same_path, unshown
 from anomaly.files.photographs import Photograph, open_photograph
+from anomaly.pairs.card import write_card
 from anomaly.pairs.manifest import ALONE, COLUMNS, Manifest, Shard, manifest_rows, names_of
 from anomaly.pairs.normals import Normal, NormalsRecord
 from anomaly.pairs.review import Look, draw_sheet, look, picture, write_page, write_pictures
@@ -66,7 +68,7 @@ class PairFolder:
         self._manifest = Manifest(folder, shard)
         self._normals: dict[str, list[Normal]] = {}
         self._record = NormalsRecord(self._meta / "normals.csv")
-        self._started = False
+        self._started, self._source = False, dict[str, Any]()
         if self._meta.is_dir():     # else nothing is made before the first pair
             with self._manifest.quiet():
                 self._check()
@@ -137,6 +139,7 @@ class PairFolder:
                 self._manifest.merge(rows)
                 if size is not None:
                     self._draw(rows, size)
+                    write_card(self.folder, rows)
 
     def _mend(self) -> list[dict[str, str]]:
         """The rows of whole pairs; the remains of others are taken away."""
@@ -181,12 +184,12 @@ class PairFolder:
                     f"--{name.replace('_', '-')}: {value!r}, but the pairs in {self.folder} "
                     f"were made with {before.get(name)!r}; use that or choose another --out")
 
-    def settle(self, normals: dict[str, list[Normal]], white: int) -> None:
-        """The photographs of each object, and white of those of 16 bits.
+    def settle(self, normals: dict[str, list[Normal]], white: int, source: dict[str, Any]) -> None:
+        """The photographs of each object, white of those of 16 bits, and the run's source.
 
         ValueError or FileNotFoundError if pairs are there that were painted into others.
         """
-        self.options["white"], self._normals = white, normals
+        self.options["white"], self._normals, self._source = white, normals, source
         self._check_options()
         self._record.check(normals)
 
@@ -210,7 +213,7 @@ class PairFolder:
             self._check_options()       # another worker may have been quicker
             self._record.check(self._normals)
             write_json(self._meta / "config.json", {
-                **self._before, "version": __version__, **self.options})
+                **self._before, "version": __version__, **self.options, "source": self._source})
             self._record.add(self._normals)
         self._started = True
 

@@ -1,0 +1,279 @@
+"""The story of tools/export.py: pairs -> a data set as those who train detectors know it.
+
+    mvtec   OBJECT/{train/good,test/good,test/DEFECT}/00000.png, ground_truth/DEFECT/00000_mask.png
+    yolo    images/{train,val}/OBJECT-DEFECT-00000.png, labels/{train,val}/*.txt, data.yaml
+    coco    images/OBJECT-DEFECT-00000.png, annotations.json, annotations_{train,val}.json
+    all     export.json (how it was made), README.md (the card), contact_sheet.jpg
+
+The pictures are the same files under another name where the disk can have that. Of yolo and coco
+each connected part of a mask is an instance. In mvtec all pairs lie in test, and so do the
+photographs that they are painted into: --split divides the other photographs.
+
+An index (data.yaml, annotations, README.md) is taken away first and written last: where one is, the
+data set is whole. What is there of these pairs stays; a picture or label of anything else is
+refused: gone or decided otherwise since, it would mix two data sets.
+"""
+
+import filecmp
+import hashlib
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from anomaly import __version__
+from anomaly.files.atomic_files import link, write_image, write_json, write_text
+from anomaly.files.holding import held, refuse_foreign
+from anomaly.files.names import same_path, slug, whole
+from anomaly.files.photographs import decode, open_photograph
+from anomaly.pairs.card import card, read_config
+from anomaly.pairs.contours import Part, check_extra, parts, ring, run_lengths
+from anomaly.pairs.selection import (
+    Entry,
+    decisions,
+    good_entries,
+    rows_of,
+    say_one_sided,
+    selected,
+    sides,
+)
+from anomaly.progress import Report, Stop, Stopped, each, never, silent
+
+# What tells pairs from others: options that every version records, in the same words.
+MADE_SO = ("run", "masks", "normals", "steps", "guidance", "negative", "seed")
+INDEX = ("README.md", "data.yaml", "annotations.json", "annotations_train.json",
+         "annotations_val.json")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a format has its pictures and labels, relative to the data set."""
+
+    form: str                   # mvtec, yolo or coco
+    sides: dict[str, str]       # photograph -> train or val
+    classes: list[str]          # in the order of their numbers
+
+    def side(self, entry: Entry) -> str:
+        """Train or val."""
+        return self.sides[entry.photograph]
+
+    def image(self, entry: Entry) -> str:
+        """Of the picture."""
+        if self.form == "mvtec":
+            part = {"train": "train", "val": "test"}[self.side(entry)]
+            return f"{slug(entry.object)}/{part}/{slug(entry.defect)}/{entry.k:05d}.png"
+        folder = f"images/{self.side(entry)}" if self.form == "yolo" else "images"
+        return f"{folder}/{entry.name}.png"
+
+    def label(self, entry: Entry) -> str | None:
+        """Of the mask, or of the text that says what is in the picture; None: it has none."""
+        if self.form == "yolo":
+            return f"labels/{self.side(entry)}/{entry.name}.txt"
+        if self.form == "coco" or entry.mask is None:
+            return None
+        truth = f"{slug(entry.object)}/ground_truth/{slug(entry.defect)}"
+        return f"{truth}/{entry.k:05d}_mask.png"
+
+
+def read_parts(entry: Entry) -> tuple[tuple[int, int], list[Part]]:
+    """Height and width of a picture, and the parts of its mask."""
+    with Image.open(entry.mask or entry.file) as file:
+        width, height = file.size
+    if entry.mask is None:
+        return (height, width), []
+    return (height, width), list(parts(np.asarray(decode(entry.mask, "mask")) > 0))
+
+
+def yolo_label(entry: Entry, number: int, boxes: bool) -> str:
+    """A line a part: the number of its class, then its ring, or centre, width and height."""
+    (height, width), found = read_parts(entry)
+    lines = []
+    for part in found:
+        x, y, w, h = part.box
+        values = np.array([x + w / 2, y + h / 2, w, h]) if boxes else ring(part).ravel()
+        of_one = values / np.resize((width, height), values.size)
+        lines.append(" ".join([str(number), *(f"{value:.8f}" for value in of_one)]) + "\n")
+    return "".join(lines)
+
+
+def yolo_index(out: Path, layout: Layout) -> str:
+    """data.yaml. A string in JSON is one in YAML."""
+    names = [f"  {n}: {json.dumps(name, ensure_ascii=False)}\n"
+             for n, name in enumerate(layout.classes)]
+    place = json.dumps(str(whole(out)), ensure_ascii=False)
+    return ("# path is where this folder lies: change it when you move it\n"
+            f"path: {place}\ntrain: images/train\nval: images/val\nnames:\n{''.join(names)}")
+
+
+def coco_index(entries: list[Entry], layout: Layout, report: Report) -> dict[str, str]:
+    """File name -> annotations in JSON: of all, and of each side, with the same numbers."""
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    side_of = {}
+    for n, entry in enumerate(each(entries, "describing", len(entries), report), 1):
+        (height, width), found = read_parts(entry)
+        side_of[n] = layout.side(entry)
+        images.append({"id": n, "file_name": f"{entry.name}.png", "width": width,
+                       "height": height})
+        annotations += [{
+            "id": len(annotations) + i, "image_id": n, "iscrowd": 0, "bbox": part.box,
+            "category_id": 1 + layout.classes.index(entry.kind), "area": int(part.pixels.sum()),
+            "segmentation": run_lengths(part, height, width)} for i, part in enumerate(found, 1)]
+    categories = [{"id": n, "name": name} for n, name in enumerate(layout.classes, 1)]
+    return {f"annotations{suffix}.json": json.dumps({
+        "images": [image for image in images if side_of[image["id"]] in some],
+        "annotations": [one for one in annotations if side_of[one["image_id"]] in some],
+        "categories": categories}) + "\n"
+        for suffix, some in (("", ("train", "val")), ("_train", ("train",)), ("_val", ("val",)))}
+
+
+def as_png(entry: Path) -> np.ndarray | None:
+    """The values to write as PNG, upright; None: the file itself is one."""
+    with Image.open(entry) as file:
+        if file.format == "PNG" and file.getexif().get(0x0112, 1) == 1:
+            return None
+    return open_photograph(entry).values
+
+
+def _is(path: Path, source: Path) -> bool:
+    """True if path has what put would write there."""
+    values = as_png(source)
+    if values is not None:
+        return np.array_equal(np.asarray(decode(path, "picture")), values)
+    return path.samefile(source) or filecmp.cmp(path, source, shallow=False)
+
+
+def put(source: Path, path: Path) -> None:
+    """The picture under another name, if it is not there."""
+    if not path.exists():
+        values = as_png(source)
+        if values is None:
+            link(source, path)
+        else:
+            write_image(path, values)
+
+
+def put_text(text: str, path: Path) -> None:
+    """The label, if it is not there; FileExistsError if another one is."""
+    if not path.exists():
+        write_text(path, text)
+    elif path.read_bytes() != text.encode():
+        raise FileExistsError(f"{path}: another label than that of these pairs; move it away, or "
+                              f"choose another --out")
+
+
+def recorded(out: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """What export.json says; {} before the first time. ValueError if it was made otherwise."""
+    path = out / "export.json"
+    if not path.is_file():
+        refuse_foreign(out, {"export.json.part"})
+        return {}
+    try:
+        before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        _ = before["classes"], before["sides"], before["pairs"]
+    except (ValueError, KeyError, TypeError) as err:
+        raise ValueError(f"{path}: not what an export wrote ({type(err).__name__}: {err}); choose "
+                         f"another --out") from None
+    for name, value in options.items():
+        if not same_path(before.get(name), value):
+            raise ValueError(f"--{name}: " + (
+                f"other pairs than those in {out}" if name == "pairs" else
+                f"{value!r}, but {out} was made with {before.get(name)!r}")
+                + "; use those or choose another --out")
+    return before
+
+
+def check_there(out: Path, expected: dict[str, Path | None]) -> None:
+    """FileExistsError for a picture or label in the folder that is not of these pairs.
+
+    expected: by relative path, its source or None for a label.
+    """
+    for path in sorted([*out.rglob("*.png"), *out.rglob("*.txt")]):
+        name = path.relative_to(out).as_posix()
+        source = expected.get(name)
+        if name not in expected or (source is not None and not _is(path, source)):
+            raise FileExistsError(f"{path}: not of these pairs: gone, changed or decided otherwise "
+                                  f"since, or yours; move it away, or choose another --out")
+
+
+def counts(entries: list[Entry], layout: Layout) -> str:
+    """The card's title and a line a class: how many pictures where."""
+    found = Counter((entry.kind, layout.side(entry)) for entry in entries)
+    rest = "test" if layout.form == "mvtec" else "val"
+    lines = [f"| {kind} | {found[kind, 'train']} | {found[kind, 'val']} |"
+             for kind in sorted({kind for kind, _ in found})]
+    return "\n".join(["# Painted defects", "", f"Exported as {layout.form}: so many pictures are "
+                      "here, of the pairs below.", "", f"| class | train | {rest} |",
+                      "|---|---|---|", *lines, "", ""])
+
+
+def write_data_set(out: Path, entries: list[Entry], layout: Layout, boxes: bool, stop: Stop,
+                   report: Report) -> None:
+    """Pictures and labels that are not there, then the index."""
+    for entry in each(entries, "exporting", len(entries), report):
+        if stop():
+            raise Stopped
+        label = layout.label(entry)
+        if layout.form == "yolo":
+            number = layout.classes.index(entry.kind) if entry.mask else 0
+            put_text(yolo_label(entry, number, boxes), out / str(label))
+        elif entry.mask is not None and label is not None:
+            put(entry.mask, out / label)
+        put(entry.file, out / layout.image(entry))
+    index = {} if layout.form == "mvtec" else {"data.yaml": yolo_index(out, layout)} \
+        if layout.form == "yolo" else coco_index(entries, layout, report)
+    for name, text in index.items():
+        write_text(out / name, text)
+
+
+def export(pairs: Path, out: Path, form: str, *, boxes: bool = False, split: float = 0.8,
+           everything: bool = False, review: Path | None = None, normals: Path | None = None,
+           stop: Stop = never, report: Report = silent) -> Path:
+    """Write the pairs that the review accepts, else the gate passes, as mvtec, yolo or coco.
+
+    boxes: of yolo, boxes in the place of outlines. split: the share of photographs for training.
+    everything: the doubtful pairs, too. normals: defect-free photographs that go with them. stop:
+    True ends it after a picture, with Stopped. Returns the card, which is written last.
+    """
+    rows, config = rows_of(pairs), read_config(pairs)
+    if form != "mvtec":
+        check_extra()
+    if out.resolve().is_relative_to(pairs.resolve()):
+        raise ValueError(f"--out: {out} lies in the folder of the pairs; choose another")
+    entries = selected(pairs, rows, {} if review is None else decisions(review, rows), everything)
+    if normals is not None:
+        entries += good_entries(normals, rows, {entry.object for entry in entries})
+    made_so = [str(config.get(name)) for name in MADE_SO]
+    options = {"format": form, "boxes": boxes, "split": split, "all": everything,
+               "normals": None if normals is None else str(whole(normals)),
+               "pairs": hashlib.sha256("\n".join(made_so).encode()).hexdigest()}
+    recorded(out, options)
+    with held(out):
+        before = recorded(out, options)
+        start = before.get("sides", {})
+        if form == "mvtec":     # what is painted into may be nothing that a detector has learned
+            start = {**start, **{p.photograph: "val" for p in entries if p.mask is not None}}
+        old = before.get("classes", [])
+        layout = Layout(form, sides(entries, split, start), old + sorted(
+            {p.kind for p in entries if p.mask is not None} - set(old)))
+        expected: dict[str, Path | None] = {layout.image(p): p.file for p in entries}
+        expected |= {label: p.mask if form == "mvtec" else None for p in entries
+                     if (label := layout.label(p)) is not None}
+        check_there(out, expected)
+        for name in INDEX:
+            (out / name).unlink(missing_ok=True)
+        write_json(out / "export.json", {"version": __version__, **options,
+                                         "classes": layout.classes, "sides": layout.sides})
+        say_one_sided([p for p in entries if form != "mvtec" or p.mask is None], layout.sides)
+        write_data_set(out, entries, layout, boxes, stop, report)
+        sheet, shown_sheet = pairs / "_meta/contact_sheet.jpg", out / "contact_sheet.jpg"
+        shown_sheet.unlink(missing_ok=True)
+        if sheet.is_file():
+            link(sheet, shown_sheet)
+        write_text(out / "README.md", counts(entries, layout)
+                   + card(config, rows, sheet.is_file()))
+    return out / "README.md"
