@@ -18,8 +18,9 @@ from anomaly.embedding import AnomalyEmbedding
 from anomaly.files.atomic_files import read_rows, write_json, write_tensors
 from anomaly.files.holding import held
 from anomaly.runs import add, run_state
-from anomaly.runs.run_folder import load_masks, read_run, read_tensors
+from anomaly.runs.run_folder import load_masks, read_run
 from anomaly.runs.run_state import LOSS_COLUMNS
+from anomaly.runs.run_tensors import read_tensors
 from commands import call, start
 
 adding = import_module("anomaly.runs.adding")

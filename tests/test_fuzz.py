@@ -20,7 +20,8 @@ from anomaly.files.atomic_files import read_rows
 from anomaly.files.mask_reading import read_mask
 from anomaly.files.photographs import open_photograph, size_of
 from anomaly.pairs.pair_folder import PairFolder
-from anomaly.runs.run_folder import read_run, read_tensors
+from anomaly.runs.run_folder import read_run
+from anomaly.runs.run_tensors import read_tensors
 from commands import call
 from weights import load
 

@@ -8,6 +8,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from display import Display
+
 import cli
 from anomaly.files.atomic_files import write_rows
 from anomaly.pairs.quality import JUDGED, judged_folder
@@ -47,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
                               f"--csv")
     device = cli.choose_device(args.device)
     run = read_run(args.run)
-    with cli.Display() as report:
+    with Display() as report:
         weights = run.config["options"]["weights"]
         sd = load(weights, device, cli.DTYPES[cli.choose_dtype(args.dtype, device)],
                   run.config["prediction_type"])

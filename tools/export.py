@@ -7,6 +7,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from display import Display
+
 import cli
 from anomaly.pairs.exporting import export
 
@@ -57,7 +59,7 @@ def share(text: str) -> float:
 def main(argv: list[str] | None = None) -> None:
     """Parse, export, say where the card is."""
     args = parse_args(argv)
-    with cli.Display() as report:
+    with Display() as report:
         card = export(args.pairs, args.out, args.format, boxes=args.boxes, split=args.split,
                       everything=args.all, review=args.review, normals=args.normals,
                       stop=cli.terminated, report=report)

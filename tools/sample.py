@@ -9,6 +9,8 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from display import Display
+
 import cli
 from anomaly import reweight
 from anomaly.dataset import select
@@ -147,7 +149,7 @@ def main(argv: list[str] | None = None) -> None:
     if weights != TINY and not Path(weights).exists():
         raise FileNotFoundError(f"{weights}: the checkpoint of {args.run} is not there; bring it "
                                 f"back, or: train_embed.py --out {args.run} --resume --weights NEW")
-    with cli.Display() as report:
+    with Display() as report:
         report(f"loading {weights}", 0, 1)
         sd = load(weights, device, cli.DTYPES[args.dtype], run.config["prediction_type"])
         report(f"loading {weights}", 1, 1)

@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from display import Display
+
 import cli
 from anomaly import processes
 from anomaly.dataset import Defect, find_defects, first_third, pair_folders, select
@@ -150,7 +152,7 @@ def main(argv: list[str] | None = None) -> None:
     device = cli.choose_device(args.device)
     args.dtype = cli.choose_dtype(args.dtype, device)   # what is recorded: auto varies by machine
     with (processes.together(device) if team() > 1 else nullcontext(),
-          nullcontext(silent) if processes.rank() else cli.Display() as report):
+          nullcontext(silent) if processes.rank() else Display() as report):
         first = processes.rank() == 0
         if first:
             check_out(args.out, args.resume or args.add is not None)

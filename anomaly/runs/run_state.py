@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from anomaly.embedding import VECTORS, defects_in
 from anomaly.files.atomic_files import append_rows, read_rows, write_rows, write_tensors
-from anomaly.runs.run_folder import Run, fitted, read_tensors, step_of
+from anomaly.runs.run_folder import Run
+from anomaly.runs.run_tensors import fitted, read_tensors, step_of
 from anomaly.train import Record
 
 LOSS_COLUMNS = ["stage", "step", "defect", "loss", "e_a", "e_s", "e_m"]     # e_*: in words' norms
