@@ -14,6 +14,7 @@ from anomaly.files.photographs import Photograph
 from anomaly.pairs.manifest import manifest_rows
 from anomaly.pairs.pair_folder import PairFolder
 from anomaly.pairs.review import Look, outline, write_pictures
+from commands import call
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 in_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")
@@ -91,6 +92,10 @@ def test_pairs_are_decided_by_keyboard_kept_over_a_reload_and_saved(page, tmp_pa
                       "decision": "reject" if row["k"] == "2" else "accept"}
                      for row in manifest_rows(tmp_path / "out")
                      if (row["defect"], row["k"]) in decided]
+    assert call("export", "--pairs", tmp_path / "out", "--review", tmp_path / "review.csv",
+                "--format", "mvtec", "--out", tmp_path / "exported") == 0
+    assert sorted(path.name for path in tmp_path.glob("exported/tile/test/*/*.png")) == [
+        f"{k:05}.png" for k in (0, 0, 1, 1, 3, 3)]      # without 2, rejected or undecided
     page.goto(fill(tmp_path / "other", seed=1).review.as_uri())
     page.keyboard.press("a")
     assert text(page, "told") == "1 of 8 pairs decided"

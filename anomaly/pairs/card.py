@@ -5,13 +5,12 @@ from config.json, and from what painting has recorded there under "source"; it n
 that the same command writes the same bytes.
 """
 
-import json
 import shlex
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
-from anomaly.files.atomic_files import write_text
+from anomaly.files.atomic_files import read_json, write_text
 from anomaly.files.names import shown
 from anomaly.runs.run_folder import Run
 from ldm.model import StableDiffusion
@@ -38,8 +37,7 @@ def source_of(run: Run, sd: StableDiffusion, batch_size: int) -> dict[str, Any]:
 
 def read_config(pairs: Path) -> dict[str, Any]:
     """What OUT/_meta/config.json says."""
-    content: dict[str, Any] = json.loads((pairs / "_meta/config.json").read_text(encoding="utf-8"))
-    return content
+    return read_json(pairs / "_meta/config.json", {}, "give a folder that sample.py wrote")
 
 
 def command(config: dict[str, Any], rows: list[dict[str, str]]) -> str:
