@@ -45,6 +45,7 @@ def start(tool, *argv):
 def fork(tool, *argv):
     """The tool in a copy of this process, which starts at once; its number, for os.kill."""
     if (child := os.fork()) == 0:
+        signal.signal(signal.SIGINT, signal.default_int_handler)    # maybe ignored, as in start
         os._exit(call(tool, *argv))
     return child
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from anomaly.files.mask_reading import read_mask, shows
 from anomaly.files.photographs import open_photograph, size_of
-from anomaly.pairs.placement import find_normals
+from anomaly.pairs.normals import find_normals
 
 W, H = 37, 23
 START = b"\x89PNG\r\n\x1a\n"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from display import Display
 from PIL import Image
 
 from anomaly import __version__
@@ -22,7 +23,7 @@ from anomaly.runs import learn
 from anomaly.runs.guidance import Strength
 from anomaly.runs.learn import default_steps
 from anomaly.runs.run_folder import read_run
-from cli import Display, run_tool, say
+from cli import run_tool, say
 from commands import ROOT, call, start
 from weights import load
 

@@ -69,20 +69,23 @@ class PairFolder:
         self._normals: dict[str, list[Normal]] = {}
         self._record = NormalsRecord(self._meta / "normals.csv")
         self._started, self._source = False, dict[str, Any]()
-        if self._meta.is_dir():     # else nothing is made before the first pair
+        if self._is_ours():     # else nothing is made before the first pair
             with self._manifest.quiet():
-                self._check()
-        else:
-            self._check()
+                self._check_options()
+                self._manifest.refuse_living()
 
-    def _check(self, work: str | None = None) -> None:
-        """That the folder is this tool's or empty, of the same options, and free for the work."""
-        if not (self._meta / "config.json").is_file():
-            refuse_foreign(self.folder, {"_meta"})
-            refuse_foreign(self._meta, {"config.json.part", "normals.csv.part", "parts"})
-            refuse_foreign(self._meta / "parts", set())
-        self._check_options()
-        self._manifest.refuse_living(work)
+    def _is_ours(self) -> bool:
+        """True for a folder that this tool has written into; FileExistsError for another's."""
+        config = self._meta / "config.json"
+        try:
+            if not config.is_file():
+                refuse_foreign(self.folder, {"_meta"})
+                refuse_foreign(self._meta, {"config.json.part", "normals.csv.part", "parts"})
+                refuse_foreign(self._meta / "parts", set())
+        except FileExistsError:
+            if not config.is_file():    # else another worker has written it since
+                raise
+        return config.is_file()
 
     def _read(self) -> None:
         # A row whose pair a kill has cut short: what lies there of it is this tool's.
@@ -119,7 +122,9 @@ class PairFolder:
         work = f"{crc32(work.encode()):08x}"
         with ExitStack() as worker:
             with self._manifest.quiet():
-                self._check(work)
+                _ = self._is_ours()
+                self._check_options()
+                self._manifest.refuse_living(work)
                 worker.enter_context(self._manifest.worker(work))
             self._read()        # nobody merges while this worker lives
             try:
@@ -274,5 +279,5 @@ class PairFolder:
                 write_pictures(self.folder / stem,
                                look(self.folder, row, size, int(options.get("white", 255))))
         if rows:
-            options.pop("version", None)
-            write_page(self.review, rows, options)
+            write_page(self.review, rows, {name: value for name, value in options.items()
+                                           if name not in ("version", "source")})
