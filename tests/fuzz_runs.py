@@ -76,9 +76,9 @@ def read(root: Path, sd, weights_sha256: str) -> None:
         optimizer.step()
     run_state.sort_losses(run)
     folder = PairFolder(root / "out", {"seed": 0})
-    _ = [folder.done(defect, k) for defect in run.defects for k in range(2)]
-    _ = [folder.summary(defect, 2) for defect in run.defects]
-    folder.finish(run.config["size"])
+    with folder.held(run.config["size"]):
+        _ = [folder.done(defect, k) for defect in run.defects for k in range(2)]
+    _ = list(folder.summaries([(defect, {0, 1}, 2) for defect in run.defects]))
 
 
 def use(root: Path, tool: str, *argv: object) -> None:

@@ -99,6 +99,7 @@ def survived(folder, codes, capsys, begin, again, expected, check):
             check(out)
             assert call(*again(out)) == 0
             assert bytes_of(out) == expected, number
+    print(f"{codes * writes} faults in {writes} writes")
     return writes
 
 

@@ -18,6 +18,9 @@ from ldm.model import StableDiffusion
 # Width of the text encoder -> licence of the family that has it.
 LICENCES = {768: "CreativeML Open RAIL-M, that of Stable Diffusion 1.x",
             1024: "CreativeML Open RAIL++-M, that of Stable Diffusion 2.x"}
+# What source_of writes; older versions wrote none.
+SOURCE = {"weights": str, "weights_sha256": str, "licence": str, "steps": int, "batch_size": int,
+          "defects": [{"defect": str, "folder": str, "photographs": int}]}
 OPTIONS = ("masks", "foreground", "normals", "steps", "guidance", "strength", "negative",
            "reweight", "reweight_gain", "gate", "tries", "dtype", "seed")
 
@@ -37,7 +40,8 @@ def source_of(run: Run, sd: StableDiffusion, batch_size: int) -> dict[str, Any]:
 
 def read_config(pairs: Path) -> dict[str, Any]:
     """What OUT/_meta/config.json says."""
-    return read_json(pairs / "_meta/config.json", {}, "give a folder that sample.py wrote")
+    return read_json(pairs / "_meta/config.json", {"source": (None, SOURCE)},
+                     "give a folder that sample.py wrote")
 
 
 def command(config: dict[str, Any], rows: list[dict[str, str]]) -> str:

@@ -19,7 +19,7 @@ from anomaly.dataset import Defect, find_defects, first_third
 from anomaly.drawn.demo import demo_data
 from anomaly.files.atomic_files import write_rows
 from anomaly.pairs import PairFolder, paint, training_masks
-from anomaly.pairs.manifest import COLUMNS, Manifest, Shard, manifest_rows
+from anomaly.pairs.manifest import COLUMNS, Manifest, Shard, manifest_rows, names_of
 from anomaly.pairs.review import picture
 from anomaly.runs import learn
 from anomaly.runs.run_folder import Run
@@ -75,7 +75,9 @@ def crowd(out: Path) -> None:
 def append_seconds(out: Path) -> float:
     """Of one row, the median of many, by a worker of its own."""
     manifest, times = Manifest(out, Shard(0, 1)), []
-    row = {**dict.fromkeys(COLUMNS, ""), "object": "x", "k": 0}
+    image, mask = names_of("x", "y", 0)
+    row = {**dict.fromkeys(COLUMNS, ""), "image": image, "mask": mask, "object": "x", "defect": "y",
+           "k": 0}
     with manifest.worker(""):
         for _ in range(APPENDED):
             start = time.perf_counter()
