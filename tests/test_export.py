@@ -8,6 +8,7 @@ import os
 import sys
 from contextlib import redirect_stdout
 
+import cv2
 import numpy as np
 import pytest
 import yaml
@@ -17,7 +18,7 @@ from test_labels import HEIGHT, MASKS, RNG, WIDTH
 from test_ownership import everything, refused
 
 from anomaly.dataset import Defect
-from anomaly.files import atomic_files
+from anomaly.files import atomic_files, remarks
 from anomaly.files.photographs import Photograph, read_photograph
 from anomaly.pairs import exporting
 from anomaly.pairs.exporting import export
@@ -160,6 +161,26 @@ def test_mvtec_trains_on_no_photograph_that_was_painted_into(pairs, tmp_path):
         assert np.array_equal(np.asarray(Image.open(turned)), read_photograph(good / name))
     for at in ("test/hole/00000.png", "ground_truth/line/00004_mask.png"):
         assert (tmp_path / "out/nut" / at).samefile(pairs / "nut" / at)
+
+
+@pytest.mark.parametrize("form", ["mvtec", "yolo", "coco"])
+def test_16_bit_grey_leaves_as_the_8_bits_that_others_read(tmp_path, form, capsys, monkeypatch):
+    monkeypatch.setattr(remarks, "_said", set())
+    pairs, good = PairFolder(tmp_path / "pairs", {"white": 1023}), tmp_path / "good"
+    values, mask = np.full((HEIGHT, WIDTH), 341, np.uint16), MASKS["plain"]
+    good.mkdir(), Image.fromarray(values * 8).save(good / "0.png")      # 12 bits: white is 4095
+    with pairs.held(64):
+        pairs.write(Defect("nut", "hole", ()), 0, {"normal": "/n.png", "change": 0.1},
+                    Photograph(np.where(mask, 1023, values).astype(np.uint16), 1023), mask)
+    for _ in range(2):
+        assert run(tmp_path / "pairs", tmp_path / "out", form, "--normals", good) == 0
+    pictures = {p: cv2.imread(str(p), cv2.IMREAD_UNCHANGED) for p in
+                (tmp_path / "out").rglob("*.png") if "_mask" not in p.name}
+    for path, found in pictures.items():
+        is_good = "good" in path.relative_to(tmp_path).as_posix()
+        assert found.dtype == np.uint8 and len(pictures) == 2
+        assert np.array_equal(found, np.where(mask & (not is_good), 255, 170 if is_good else 85))
+    assert capsys.readouterr().err.count("16-bit grey is written as 8 bits") == 1
 
 
 def other_disk(source, path):

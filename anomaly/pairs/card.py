@@ -37,7 +37,8 @@ def source_of(run: Run, sd: StableDiffusion, batch_size: int) -> dict[str, Any]:
 
 def read_config(pairs: Path) -> dict[str, Any]:
     """What OUT/_meta/config.json says."""
-    return read_json(pairs / "_meta/config.json", {}, "give a folder that sample.py wrote")
+    return read_json(pairs / "_meta/config.json", {"white": (range(1, 2 ** 16), None)},
+                     "give a folder that sample.py wrote")
 
 
 def command(config: dict[str, Any], rows: list[dict[str, str]]) -> str:

@@ -5,9 +5,10 @@
     coco    images/OBJECT-DEFECT-00000.png, annotations.json, annotations_{train,val}.json
     all     export.json (how it was made), README.md (the card), contact_sheet.jpg
 
-The pictures are the same files under another name where the disk can have that. Of yolo and coco
-each connected part of a mask is an instance. In mvtec all pairs lie in test, and so do the
-photographs that they are painted into: --split divides the other photographs.
+The pictures are the same files under another name where the disk can have that; 16-bit grey is
+written as 8 bits, as trainers read anything else as nearly black or white. Of yolo and coco each
+connected part of a mask is an instance. In mvtec all pairs lie in test, and so do the photographs
+that are painted into: --split divides the other photographs.
 
 An index (data.yaml, annotations, README.md) is taken away first and written last: where one is, the
 data set is whole. What is there of these pairs stays; a picture or label of anything else is
@@ -29,7 +30,8 @@ from anomaly import __version__
 from anomaly.files.atomic_files import link, write_image, write_json, write_text
 from anomaly.files.holding import held, refuse_foreign
 from anomaly.files.names import same_path, slug, whole
-from anomaly.files.photographs import decode, open_photograph
+from anomaly.files.photographs import Photograph, decode, open_photograph
+from anomaly.files.remarks import remark
 from anomaly.pairs.card import card, read_config
 from anomaly.pairs.contours import Part, check_extra, parts, ring, run_lengths
 from anomaly.pairs.selection import (
@@ -131,26 +133,35 @@ def coco_index(entries: list[Entry], layout: Layout, report: Report) -> dict[str
         for suffix, some in (("", ("train", "val")), ("_train", ("train",)), ("_val", ("val",)))}
 
 
-def as_png(entry: Path) -> np.ndarray | None:
-    """The values to write as PNG, upright; None: the file itself is one."""
-    with Image.open(entry) as file:
-        if file.format == "PNG" and file.getexif().get(0x0112, 1) == 1:
+def as_png(source: Path, white: int | None) -> np.ndarray | None:
+    """The values to write as PNG, upright and of 8 bits; None: the file itself is such a one.
+
+    white: of a pair's 16 bits; None: as the folder of the photograph has it.
+    """
+    with Image.open(source) as file:
+        if (file.format == "PNG" and file.getexif().get(0x0112, 1) == 1
+                and not file.mode.startswith("I")):
             return None
-    return open_photograph(entry).values
+    photograph = open_photograph(source) if white is None else \
+        Photograph(np.asarray(decode(source, "pair")), white)
+    if photograph.values.dtype == np.uint8:
+        return photograph.values
+    remark(Path("--format"), "16-bit grey is written as 8 bits, white is %d", photograph.white)
+    return photograph.seen
 
 
-def _is(path: Path, source: Path) -> bool:
+def _is(path: Path, source: Path, white: int | None) -> bool:
     """True if path has what put would write there."""
-    values = as_png(source)
+    values = as_png(source, white)
     if values is not None:
         return np.array_equal(np.asarray(decode(path, "picture")), values)
     return path.samefile(source) or filecmp.cmp(path, source, shallow=False)
 
 
-def put(source: Path, path: Path) -> None:
+def put(source: Path, path: Path, white: int | None) -> None:
     """The picture under another name, if it is not there."""
     if not path.exists():
-        values = as_png(source)
+        values = as_png(source, white)
         if values is None:
             link(source, path)
         else:
@@ -187,15 +198,15 @@ def recorded(out: Path, options: dict[str, Any]) -> dict[str, Any]:
     return before
 
 
-def check_there(out: Path, expected: dict[str, Path | None]) -> None:
+def check_there(out: Path, expected: dict[str, tuple[Path, int | None] | None]) -> None:
     """FileExistsError for a picture or label in the folder that is not of these pairs.
 
-    expected: by relative path, its source or None for a label.
+    expected: by relative path, its source and white, or None for a label.
     """
     for path in sorted([*out.rglob("*.png"), *out.rglob("*.txt")]):
         name = path.relative_to(out).as_posix()
         source = expected.get(name)
-        if name not in expected or (source is not None and not _is(path, source)):
+        if name not in expected or (source is not None and not _is(path, *source)):
             raise FileExistsError(f"{path}: not of these pairs: gone, changed or decided otherwise "
                                   f"since, or yours; move it away, or choose another --out")
 
@@ -222,8 +233,8 @@ def write_data_set(out: Path, entries: list[Entry], layout: Layout, boxes: bool,
             number = layout.classes.index(entry.kind) if entry.mask else 0
             put_text(yolo_label(entry, number, boxes), out / str(label))
         elif entry.mask is not None and label is not None:
-            put(entry.mask, out / label)
-        put(entry.file, out / layout.image(entry))
+            put(entry.mask, out / label, 255)
+        put(entry.file, out / layout.image(entry), entry.white)
     index = {} if layout.form == "mvtec" else {"data.yaml": yolo_index(out, layout)} \
         if layout.form == "yolo" else coco_index(entries, layout, report)
     for name, text in index.items():
@@ -244,7 +255,8 @@ def export(pairs: Path, out: Path, form: str, *, boxes: bool = False, split: flo
         check_extra()
     if out.resolve().is_relative_to(pairs.resolve()):
         raise ValueError(f"--out: {out} lies in the folder of the pairs; choose another")
-    entries = selected(pairs, rows, {} if review is None else decisions(review, rows), everything)
+    entries = selected(pairs, rows, {} if review is None else decisions(review, rows), everything,
+                       config.get("white") or 255)
     if normals is not None:
         entries += good_entries(normals, rows, {entry.object for entry in entries})
     made_so = [str(config.get(name)) for name in MADE_SO]
@@ -260,8 +272,9 @@ def export(pairs: Path, out: Path, form: str, *, boxes: bool = False, split: flo
         old = before.get("classes", [])
         layout = Layout(form, sides(entries, split, start), old + sorted(
             {p.kind for p in entries if p.mask is not None} - set(old)))
-        expected: dict[str, Path | None] = {layout.image(p): p.file for p in entries}
-        expected |= {label: p.mask if form == "mvtec" else None for p in entries
+        expected: dict[str, tuple[Path, int | None] | None] = {
+            layout.image(p): (p.file, p.white) for p in entries}
+        expected |= {label: (p.mask, 255) if form == "mvtec" and p.mask else None for p in entries
                      if (label := layout.label(p)) is not None}
         check_there(out, expected)
         for name in INDEX:

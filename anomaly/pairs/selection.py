@@ -31,6 +31,7 @@ class Entry:
     defect: str             # good: none
     k: int
     photograph: str         # what it shows beside the defect, as a hexadecimal hash
+    white: int | None = None        # of 16 bits; None: as its folder has it
 
     @property
     def kind(self) -> str:
@@ -83,11 +84,11 @@ def _photographs(rows: list[dict[str, str]]) -> dict[str, str]:
 
 
 def selected(pairs: Path, rows: list[dict[str, str]], decided: dict[str, str],
-             everything: bool) -> list[Entry]:
+             everything: bool, white: int) -> list[Entry]:
     """The pairs that leave the house: what the review accepts, else what the gate passes.
 
-    everything: the doubtful, too, unless the review rejects them. FileNotFoundError if a file of
-    one is gone, ValueError if none is left.
+    everything: the doubtful, too, unless the review rejects them. white: of 16 bits.
+    FileNotFoundError if a file of one is gone, ValueError if none is left.
     """
     photographs, found = _photographs(rows), []
     for row in rows:
@@ -100,7 +101,7 @@ def selected(pairs: Path, rows: list[dict[str, str]], decided: dict[str, str],
                 raise FileNotFoundError(f"{path}: is gone, but the manifest has it; run sample.py "
                                         f"again, or reject it in --review")
         found.append(Entry(image, mask, row["object"], row["defect"], int(row["k"]),
-                             photographs[row["normal"]]))
+                           photographs[row["normal"]], white))
     if not found:
         raise ValueError(f"{pairs}: none of {len(rows)} pairs was passed by the gate or accepted "
                          f"by --review; see their contact sheet, or export --all")
