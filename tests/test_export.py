@@ -141,6 +141,8 @@ def test_the_gate_decides_and_the_review_goes_before_it(pairs, tmp_path):
     ("image,decision\nx,accept\n", ["columns are image, decision; expected image, object"]),
     ("image,object,defect,k,decision\nnut/test/hole/00099.png,,,,reject\n", ["99.png is not in"]),
     ("image,object,defect,k,decision\nnut/test/hole/00000.png,,,,maybe\n", ["'maybe'; expected"]),
+    ("image,object,defect,k,decision,id\nnut/test/hole/00000.png,,,,accept,\n"
+     "nut/test/hole/00001.png,,,,accept,0a\n", ["00001.png was another pair"]),
     ("", ["columns are none"])])
 def test_a_review_of_something_else_is_refused(pairs, tmp_path, capsys, text, words):
     (tmp_path / "r.csv").write_text(text)

@@ -7,13 +7,14 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from test_ownership import refused
 
 from anomaly.crop import Crop
 from anomaly.dataset import Defect
 from anomaly.files.photographs import Photograph
 from anomaly.pairs.manifest import manifest_rows
 from anomaly.pairs.pair_folder import PairFolder
-from anomaly.pairs.review import Look, outline, write_pictures
+from anomaly.pairs.review import Look, identity, outline, write_pictures
 from commands import call
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -69,7 +70,7 @@ def text(page, name):
 
 
 @in_browser
-def test_pairs_are_decided_by_keyboard_kept_over_a_reload_and_saved(page, tmp_path):
+def test_pairs_are_decided_by_keyboard_kept_over_a_reload_and_saved(page, tmp_path, capsys):
     assert text(page, "verdict") == "doubtful: alike 0.5, at least 0.8: unlike"
     for key in "aaru":
         page.keyboard.press(key)
@@ -89,7 +90,8 @@ def test_pairs_are_decided_by_keyboard_kept_over_a_reload_and_saved(page, tmp_pa
         found = list(csv.DictReader(file))
     decided = {(SCRIPT, "1"), ("crack", "1"), (SCRIPT, "2"), ("crack", "3")}
     assert found == [{**{name: row[name] for name in ("image", "object", "defect", "k")},
-                      "decision": "reject" if row["k"] == "2" else "accept"}
+                      "decision": "reject" if row["k"] == "2" else "accept",
+                      "id": identity(row)}
                      for row in manifest_rows(tmp_path / "out")
                      if (row["defect"], row["k"]) in decided]
     assert call("export", "--pairs", tmp_path / "out", "--review", tmp_path / "review.csv",
@@ -97,6 +99,9 @@ def test_pairs_are_decided_by_keyboard_kept_over_a_reload_and_saved(page, tmp_pa
     assert sorted(path.name for path in tmp_path.glob("exported/tile/test/*/*.png")) == [
         f"{k:05}.png" for k in (0, 0, 1, 1, 3, 3)]      # without 2, rejected or undecided
     page.goto(fill(tmp_path / "other", seed=1).review.as_uri())
+    refused(capsys, call("export", "--pairs", tmp_path / "other", "--review", tmp_path /
+                         "review.csv", "--format", "mvtec", "--out", tmp_path / "no"),
+            "was another pair when it was reviewed")
     page.keyboard.press("a")
     assert text(page, "told") == "1 of 8 pairs decided"
     assert page.evaluate("localStorage.length") == 2        # a data set's decisions are its own
@@ -105,7 +110,7 @@ def test_pairs_are_decided_by_keyboard_kept_over_a_reload_and_saved(page, tmp_pa
 
 
 @in_browser
-def test_a_defect_called_script_is_text_and_can_be_filtered(page):
+def test_a_defect_called_script_is_text_and_can_be_filtered(page, tmp_path):
     page.keyboard.press("f")
     page.select_option("#by-defect", label=f"tile/{SCRIPT}")
     page.select_option("#by-verdict", "left out")
@@ -113,6 +118,8 @@ def test_a_defect_called_script_is_text_and_can_be_filtered(page):
     assert page.locator(".item").count() == 1
     assert page.text_content("#pair") == f"tile/{SCRIPT} 00002"
     assert page.title() == "Review of out"
+    page.goto(fill(tmp_path / os.fsdecode(b"b\xff")).review.as_uri())
+    assert page.title() == "Review of b%FF" and page.locator(".item").count() == 8
 
 
 @in_browser

@@ -16,6 +16,7 @@ from pathlib import Path
 from anomaly.files.names import shown, slug, unshown, whole
 from anomaly.pairs.manifest import manifest_rows
 from anomaly.pairs.normals import find_normals
+from anomaly.pairs.review import identity
 
 REVIEW = ("image", "object", "defect", "k", "decision")
 log = logging.getLogger(__name__)
@@ -55,7 +56,10 @@ def rows_of(pairs: Path) -> list[dict[str, str]]:
 
 
 def decisions(review: Path, rows: list[dict[str, str]]) -> dict[str, str]:
-    """image -> accept or reject, of a review; ValueError for what the manifest does not know."""
+    """image -> accept or reject, of a review; ValueError for what the manifest does not know.
+
+    A review without ids, as of a spreadsheet or an older version, is taken by its names.
+    """
     if not review.is_file():
         raise FileNotFoundError(f"{review}: no such file; --review takes the CSV of a review")
     text = review.read_text(encoding="utf-8-sig", errors="replace")
@@ -63,12 +67,15 @@ def decisions(review: Path, rows: list[dict[str, str]]) -> dict[str, str]:
     if not set(REVIEW) <= set(reader.fieldnames or ()):
         raise ValueError(f"{review}: its columns are {', '.join(reader.fieldnames or ['none'])}; "
                          f"expected {', '.join(REVIEW)}")
-    known, found = {row["image"] for row in rows}, dict[str, str]()
+    known, found = {row["image"]: identity(row) for row in rows}, dict[str, str]()
     for row in reader:
         image, word = row["image"], row["decision"]
         if image not in known:
             raise ValueError(f"{review}: {image} is not in the manifest of the pairs; is it the "
                              f"review of other pairs?")
+        if (row.get("id") or known[image]) != known[image]:
+            raise ValueError(f"{review}: {image} was another pair when it was reviewed; save the "
+                             f"review of these pairs again")
         if word not in ("accept", "reject") or found.setdefault(image, word) != word:
             raise ValueError(f"{review}: {image} has the decision {word!r}; expected accept or "
                              f"reject, one a pair")
