@@ -220,10 +220,11 @@ def test_added_or_interrupted_a_second_run_ends_as_one(tmp_path, form, monkeypat
 
 
 @pytest.mark.parametrize("more, words", [
-    (["--format", "coco"], "--format: 'coco', but"), (["--boxes"], "--boxes: True, but"),
-    (["--split", "0.5"], "--split: 0.5, but"), (["--all"], "--all: True, but"),
+    (["--format", "coco"], "--format: 'coco', but"), (["--boxes"], "--boxes: given, but"),
+    (["--split", "0.5"], "--split: 0.5, but"), (["--all"], "--all: given, but"),
     (["--pairs", "other/pairs"], "--pairs: other pairs than those in"),
-    (["--normals", "good"], "--normals: ")])
+    (["--normals", "good"], "good', but out was made without it"),
+    (["--review", "pairs/r.csv"], "--review: given, but out was made without it")])
 def test_other_options_into_the_same_folder_are_refused_by_name(
         pairs, tmp_path, capsys, monkeypatch, more, words):
     monkeypatch.chdir(tmp_path)
@@ -231,10 +232,26 @@ def test_other_options_into_the_same_folder_are_refused_by_name(
     (tmp_path / "other").mkdir()
     config = write_pairs(tmp_path / "other") / "_meta/config.json"
     config.write_text(config.read_text().replace('"seed": 0', '"seed": 1'))
+    decide(pairs / "r.csv", manifest_rows(pairs), hole_0="reject")
     assert run(pairs, "out", "yolo") == 0
     before = contents(tmp_path / "out")
     refused(capsys, run(pairs, "out", "yolo", *more), words, "choose another --out")
     assert contents(tmp_path / "out") == before
+
+
+def test_a_forgotten_review_or_normals_and_a_damaged_record_are_one_line(pairs, tmp_path, capsys):
+    review = decide(tmp_path / "r.csv", manifest_rows(pairs), hole_0="reject")
+    more, record = ["--normals", draw_good(tmp_path / "good")], tmp_path / "out/export.json"
+    assert run(pairs, tmp_path / "out", "coco", "--review", review, *more) == 0
+    refused(capsys, run(pairs, tmp_path / "out", "coco", *more),
+            "--review: not given, but", "was made with it; do the same or choose another --out")
+    refused(capsys, run(pairs, tmp_path / "out", "coco", "--review", review),
+            "--normals: not given, but", f"was made with '{tmp_path / 'good'}'; do the same")
+    for text, words in (("[]", "it is []"), (record.read_text().replace('"sides": {', '"x": {'),
+                                             "sides is None, expected dict")):
+        record.write_text(text)
+        refused(capsys, run(pairs, tmp_path / "out", "coco", "--review", review, *more),
+                "export.json: ", words, "choose another --out")
 
 
 def test_what_is_not_of_these_pairs_is_named_and_never_touched(pairs, tmp_path, capsys):

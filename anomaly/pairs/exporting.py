@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image
 
 from anomaly import __version__
-from anomaly.files.atomic_files import link, write_image, write_json, write_text
+from anomaly.files.atomic_files import link, read_json, write_image, write_json, write_text
 from anomaly.files.holding import held, refuse_foreign
 from anomaly.files.names import same_path, slug, whole
 from anomaly.files.photographs import Photograph, decode, open_photograph
@@ -49,6 +49,10 @@ from anomaly.progress import Report, Stop, Stopped, each, never, silent
 MADE_SO = ("run", "masks", "normals", "steps", "guidance", "negative", "seed")
 INDEX = ("README.md", "data.yaml", "annotations.json", "annotations_train.json",
          "annotations_val.json")
+
+
+RECORD = {"format": str, "boxes": bool, "split": float, "all": bool, "review": (bool, None),
+          "normals": (str, None), "pairs": str, "classes": [str], "sides": dict}
 
 
 @dataclass(frozen=True)
@@ -183,18 +187,16 @@ def recorded(out: Path, options: dict[str, Any]) -> dict[str, Any]:
     if not path.is_file():
         refuse_foreign(out, {"export.json.part"})
         return {}
-    try:
-        before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        _ = before["classes"], before["sides"], before["pairs"]
-    except (ValueError, KeyError, TypeError) as err:
-        raise ValueError(f"{path}: not what an export wrote ({type(err).__name__}: {err}); choose "
-                         f"another --out") from None
+    before = read_json(path, RECORD, "choose another --out")
     for name, value in options.items():
-        if not same_path(before.get(name), value):
+        old = before.get(name, value)       # no review: of an older version
+        if not same_path(old, value):
+            now = {None: "not given", False: "not given", True: "given"}.get(value, repr(value))
+            then = "without it" if old in (None, False) else \
+                "with it" if old is True else f"with {old!r}"
             raise ValueError(f"--{name}: " + (
                 f"other pairs than those in {out}" if name == "pairs" else
-                f"{value!r}, but {out} was made with {before.get(name)!r}")
-                + "; use those or choose another --out")
+                f"{now}, but {out} was made {then}") + "; do the same or choose another --out")
     return before
 
 
@@ -261,6 +263,7 @@ def export(pairs: Path, out: Path, form: str, *, boxes: bool = False, split: flo
         entries += good_entries(normals, rows, {entry.object for entry in entries})
     made_so = [str(config.get(name)) for name in MADE_SO]
     options = {"format": form, "boxes": boxes, "split": split, "all": everything,
+               "review": review is not None,
                "normals": None if normals is None else str(whole(normals)),
                "pairs": hashlib.sha256("\n".join(made_so).encode()).hexdigest()}
     recorded(out, options)
