@@ -20,8 +20,7 @@ from test_ownership import everything, refused
 from anomaly.dataset import Defect
 from anomaly.files import atomic_files, remarks
 from anomaly.files.photographs import Photograph, read_photograph
-from anomaly.pairs import exporting
-from anomaly.pairs.exporting import export
+from anomaly.pairs.exporting import INDEX, SHEET, export
 from anomaly.pairs.manifest import manifest_rows
 from anomaly.pairs.pair_folder import PairFolder
 from anomaly.progress import Stopped
@@ -185,6 +184,22 @@ def test_16_bit_grey_leaves_as_the_8_bits_that_others_read(tmp_path, form, capsy
     assert capsys.readouterr().err.count("16-bit grey is written as 8 bits") == 1
 
 
+def test_what_a_doubtful_pair_or_one_since_then_is_painted_into_trains_nothing(
+        tmp_path, capsys):
+    good, pairs = draw_good(tmp_path / "good", 6), write_pairs(tmp_path, n=4, defects=["hole"])
+    manifest = pairs / "_meta/manifest.csv"
+    text = manifest.read_text()
+    for k in range(6):      # pair 3 is doubtful
+        manifest.write_text(text.replace("/n/3.png", str(next(good.glob(f"{k}.*")))))
+        out = tmp_path / f"out{k}"
+        assert run(pairs, out, "mvtec", "--normals", good) == 0
+        assert f"0000{k}" in names(out / "nut/test/good")
+    learned = names(out / "nut/train/good")[0]
+    manifest.write_text(text.replace("/n/3.png", str(good / f"{int(learned)}.png")))
+    refused(capsys, run(pairs, out, "mvtec", "--normals", good), f"train/good/{learned}.png: ",
+            "it has been painted into since, and may be nothing that", "choose a new --out")
+
+
 def other_disk(source, path):
     raise OSError(errno.EXDEV, "another disk")
 
@@ -211,7 +226,7 @@ def test_added_or_interrupted_a_second_run_ends_as_one(tmp_path, form, monkeypat
         patch.setattr(atomic_files.os, "link", other_disk)
         export(pairs, tmp_path / "b", form[0], boxes=len(form) > 1, normals=good,
                stop=lambda: next(stops))
-    assert not [out for out in "ab" for n in exporting.INDEX if (tmp_path / out / n).exists()]
+    assert not [out for out in "ab" for n in INDEX[form[0]] if (tmp_path / out / n).exists()]
     for out in ("a", "b", "c"):
         assert run(pairs, tmp_path / out, *form, "--normals", good) == 0
     assert contents(tmp_path / "b") == contents(tmp_path / "c")
@@ -259,22 +274,35 @@ def test_what_is_not_of_these_pairs_is_named_and_never_touched(pairs, tmp_path, 
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/a.txt").write_text("mine")
     refused(capsys, run(pairs, tmp_path / "mine", "yolo"), "a.txt: was there before")
+    undecodable = tmp_path / os.fsdecode(b"\xff")
+    refused(capsys, run(pairs, undecodable, "yolo"), r"/\xff is not UTF-8")
+    assert not undecodable.exists()
     refused(capsys, run(pairs, pairs / "out", "yolo"), "lies in the folder of the pairs")
     assert run(pairs, out, "yolo") == 0
-    (out / "labels/train.cache").write_text("Ultralytics'")
-    assert run(pairs, out, "yolo") == 0 and (out / "labels/train.cache").exists()
+    mine = [out / name for name in ("labels/train.cache", "annotations.json", SHEET)]
+    for path in mine:       # Ultralytics', of no format or of another, no sheet of the pairs'
+        path.write_text("mine")
+    assert run(pairs, out, "yolo") == 0 and {path.read_text() for path in mine} == {"mine"}
     review = decide(tmp_path / "r.csv", manifest_rows(pairs), hole_0="reject")
-    refused(capsys, run(pairs, out, "yolo", "--review", review), "nut-hole-00000.png: not of these")
+    before = contents(out)
+    export_json = (out / "export.json").read_text()
+    (out / "export.json").write_text(export_json.replace('"review": false', '"review": true'))
+    refused(capsys, run(pairs, out, "yolo", "--review", review),
+            "nut-hole-00000.png (and 1 more): not of these pairs: gone, changed or")
+    (out / "export.json").write_text(export_json)
     for path, content in ((next(out.rglob("*.txt")), b"0 1 1 1 1\n"),
-                          (next(out.rglob("*.png")), b"another"), (out / "images/x.png", b"mine")):
+                          (next(out.rglob("*.png")), b"another"), (out / "images/x.png", b"mine"),
+                          (out / "images/x.JPG", b"mine")):
         there = path.read_bytes() if path.exists() else None
         path.unlink(missing_ok=True)
         path.write_bytes(content)
         refused(capsys, run(pairs, out, "yolo"), path.name, "move it away")
+        assert (out / "data.yaml").exists() and (out / "README.md").exists()
         assert path.read_bytes() == content
         path.unlink()
         if there is not None:
             path.write_bytes(there)
+    assert contents(out) == before
     assert run(pairs, out, "yolo") == 0
 
 

@@ -12,7 +12,7 @@ that are painted into: --split divides the other photographs.
 
 An index (data.yaml, annotations, README.md) is taken away first and written last: where one is, the
 data set is whole. What is there of these pairs stays; a picture or label of anything else is
-refused: gone or decided otherwise since, it would mix two data sets.
+refused: gone or decided otherwise since, it would mix two data sets. Only the index is replaced.
 """
 
 import filecmp
@@ -28,8 +28,9 @@ from PIL import Image
 
 from anomaly import __version__
 from anomaly.files.atomic_files import link, read_json, write_image, write_json, write_text
+from anomaly.files.folders import READ
 from anomaly.files.holding import held, refuse_foreign
-from anomaly.files.names import same_path, slug, whole
+from anomaly.files.names import same_path, shown, slug, whole
 from anomaly.files.photographs import Photograph, decode, open_photograph
 from anomaly.files.remarks import remark
 from anomaly.pairs.card import card, read_config
@@ -38,6 +39,7 @@ from anomaly.pairs.selection import (
     Entry,
     decisions,
     good_entries,
+    painted_into,
     rows_of,
     say_one_sided,
     selected,
@@ -47,8 +49,9 @@ from anomaly.progress import Report, Stop, Stopped, each, never, silent
 
 # What tells pairs from others: options that every version records, in the same words.
 MADE_SO = ("run", "masks", "normals", "steps", "guidance", "negative", "seed")
-INDEX = ("README.md", "data.yaml", "annotations.json", "annotations_train.json",
-         "annotations_val.json")
+SHEET = "contact_sheet.jpg"
+INDEX = {"mvtec": ["README.md"], "yolo": ["README.md", "data.yaml"], "coco": [
+    "README.md", "annotations.json", "annotations_train.json", "annotations_val.json"]}
 
 
 RECORD = {"format": str, "boxes": bool, "split": float, "all": bool, "review": (bool, None),
@@ -62,6 +65,7 @@ class Layout:
     form: str                   # mvtec, yolo or coco
     sides: dict[str, str]       # photograph -> train or val
     classes: list[str]          # in the order of their numbers
+    boxes: bool = False         # of yolo: in the place of outlines
 
     def side(self, entry: Entry) -> str:
         """Train or val."""
@@ -154,9 +158,18 @@ def as_png(source: Path, white: int | None) -> np.ndarray | None:
     return photograph.seen
 
 
-def _is(path: Path, source: Path, white: int | None) -> bool:
-    """True if path has what put would write there."""
-    values = as_png(source, white)
+def label_text(entry: Entry, layout: Layout) -> str:
+    """Of yolo, what is in the picture."""
+    number = layout.classes.index(entry.kind) if entry.mask else 0
+    return yolo_label(entry, number, layout.boxes)
+
+
+def _is(path: Path, entry: Entry, layout: Layout) -> bool:
+    """True if path has what an export would write there."""
+    if path.suffix == ".txt":
+        return path.read_bytes() == label_text(entry, layout).encode()
+    source = (path.name.endswith("_mask.png") and entry.mask) or entry.file
+    values = as_png(source, entry.white)
     if values is not None:
         return np.array_equal(np.asarray(decode(path, "picture")), values)
     return path.samefile(source) or filecmp.cmp(path, source, shallow=False)
@@ -170,15 +183,6 @@ def put(source: Path, path: Path, white: int | None) -> None:
             link(source, path)
         else:
             write_image(path, values)
-
-
-def put_text(text: str, path: Path) -> None:
-    """The label, if it is not there; FileExistsError if another one is."""
-    if not path.exists():
-        write_text(path, text)
-    elif path.read_bytes() != text.encode():
-        raise FileExistsError(f"{path}: another label than that of these pairs; move it away, or "
-                              f"choose another --out")
 
 
 def recorded(out: Path, options: dict[str, Any]) -> dict[str, Any]:
@@ -200,17 +204,25 @@ def recorded(out: Path, options: dict[str, Any]) -> dict[str, Any]:
     return before
 
 
-def check_there(out: Path, expected: dict[str, tuple[Path, int | None] | None]) -> None:
-    """FileExistsError for a picture or label in the folder that is not of these pairs.
-
-    expected: by relative path, its source and white, or None for a label.
-    """
-    for path in sorted([*out.rglob("*.png"), *out.rglob("*.txt")]):
+def check_there(out: Path, entries: list[Entry], layout: Layout) -> None:
+    """FileExistsError for pictures and labels in the folder that are not of these pairs."""
+    expected = {layout.image(entry): entry for entry in entries}
+    expected |= {label: entry for entry in entries if (label := layout.label(entry)) is not None}
+    found: list[Path] = []
+    why = "gone, changed or decided otherwise since, or yours"
+    for path in sorted(out.rglob("*")):
         name = path.relative_to(out).as_posix()
-        source = expected.get(name)
-        if name not in expected or (source is not None and not _is(path, *source)):
-            raise FileExistsError(f"{path}: not of these pairs: gone, changed or decided otherwise "
-                                  f"since, or yours; move it away, or choose another --out")
+        if path.suffix.lower() not in {*READ, ".txt"} or name == SHEET or path.is_dir():
+            continue
+        if name not in expected or not _is(path, expected[name], layout):
+            now = expected.get(name.replace("/train/good/", "/test/good/"))
+            if not found and name not in expected and now and _is(path, now, layout):
+                why = "it has been painted into since, and may be nothing that a detector learns"
+            found.append(path)
+    if found:
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise FileExistsError(f"{found[0]}{more}: not of these pairs: {why}; choose a new --out, "
+                              f"or move it away")
 
 
 def counts(entries: list[Entry], layout: Layout) -> str:
@@ -224,7 +236,7 @@ def counts(entries: list[Entry], layout: Layout) -> str:
                       "|---|---|---|", *lines, "", ""])
 
 
-def write_data_set(out: Path, entries: list[Entry], layout: Layout, boxes: bool, stop: Stop,
+def write_data_set(out: Path, entries: list[Entry], layout: Layout, stop: Stop,
                    report: Report) -> None:
     """Pictures and labels that are not there, then the index."""
     for entry in each(entries, "exporting", len(entries), report):
@@ -232,8 +244,8 @@ def write_data_set(out: Path, entries: list[Entry], layout: Layout, boxes: bool,
             raise Stopped
         label = layout.label(entry)
         if layout.form == "yolo":
-            number = layout.classes.index(entry.kind) if entry.mask else 0
-            put_text(yolo_label(entry, number, boxes), out / str(label))
+            if not (out / str(label)).exists():
+                write_text(out / str(label), label_text(entry, layout))
         elif entry.mask is not None and label is not None:
             put(entry.mask, out / label, 255)
         put(entry.file, out / layout.image(entry), entry.white)
@@ -257,6 +269,9 @@ def export(pairs: Path, out: Path, form: str, *, boxes: bool = False, split: flo
         check_extra()
     if out.resolve().is_relative_to(pairs.resolve()):
         raise ValueError(f"--out: {out} lies in the folder of the pairs; choose another")
+    if form == "yolo" and shown(whole(out)) != str(whole(out)):
+        raise ValueError(f"--out: {shown(whole(out))} is not UTF-8, which data.yaml must be; "
+                         f"choose another")
     entries = selected(pairs, rows, {} if review is None else decisions(review, rows), everything,
                        config.get("white") or 255)
     if normals is not None:
@@ -271,25 +286,21 @@ def export(pairs: Path, out: Path, form: str, *, boxes: bool = False, split: flo
         before = recorded(out, options)
         start = before.get("sides", {})
         if form == "mvtec":     # what is painted into may be nothing that a detector has learned
-            start = {**start, **{p.photograph: "val" for p in entries if p.mask is not None}}
+            start = start | dict.fromkeys(painted_into(rows).values(), "val")
         old = before.get("classes", [])
         layout = Layout(form, sides(entries, split, start), old + sorted(
-            {p.kind for p in entries if p.mask is not None} - set(old)))
-        expected: dict[str, tuple[Path, int | None] | None] = {
-            layout.image(p): (p.file, p.white) for p in entries}
-        expected |= {label: (p.mask, 255) if form == "mvtec" and p.mask else None for p in entries
-                     if (label := layout.label(p)) is not None}
-        check_there(out, expected)
-        for name in INDEX:
+            {p.kind for p in entries if p.mask is not None} - set(old)), boxes)
+        check_there(out, entries, layout)
+        for name in INDEX[form]:
             (out / name).unlink(missing_ok=True)
         write_json(out / "export.json", {"version": __version__, **options,
                                          "classes": layout.classes, "sides": layout.sides})
         say_one_sided([p for p in entries if form != "mvtec" or p.mask is None], layout.sides)
-        write_data_set(out, entries, layout, boxes, stop, report)
-        sheet, shown_sheet = pairs / "_meta/contact_sheet.jpg", out / "contact_sheet.jpg"
-        shown_sheet.unlink(missing_ok=True)
+        write_data_set(out, entries, layout, stop, report)
+        sheet = pairs / "_meta" / SHEET
         if sheet.is_file():
-            link(sheet, shown_sheet)
+            (out / SHEET).unlink(missing_ok=True)
+            link(sheet, out / SHEET)
         write_text(out / "README.md", counts(entries, layout)
                    + card(config, rows, sheet.is_file()))
     return out / "README.md"

@@ -82,7 +82,7 @@ def decisions(review: Path, rows: list[dict[str, str]]) -> dict[str, str]:
     return found
 
 
-def _photographs(rows: list[dict[str, str]]) -> dict[str, str]:
+def painted_into(rows: list[dict[str, str]]) -> dict[str, str]:
     """Path of a normal photograph -> its hash, or that of the path: version 0.2 recorded none."""
     found = {row["normal"]: row["normal_sha256"] for row in rows if row["normal_sha256"]}
     for row in rows:
@@ -97,7 +97,7 @@ def selected(pairs: Path, rows: list[dict[str, str]], decided: dict[str, str],
     everything: the doubtful, too, unless the review rejects them. white: of 16 bits.
     FileNotFoundError if a file of one is gone, ValueError if none is left.
     """
-    photographs, found = _photographs(rows), []
+    photographs, found = painted_into(rows), []
     for row in rows:
         gated = "accept" if everything or row["verdict"] in ("pass", "") else "reject"
         if decided.get(row["image"], gated) == "reject":
@@ -120,7 +120,7 @@ def good_entries(folder: Path, rows: list[dict[str, str]], objects: set[str]) ->
 
     ValueError if there are several objects and the folder does not say whose the photographs are.
     """
-    photographs, found = _photographs(rows), []
+    photographs, found = painted_into(rows), []
     for object_ in sorted(objects):
         own = unshown(f"{folder}/{object_}/train/good")
         if not own.is_dir() and len(objects) > 1:
