@@ -120,7 +120,10 @@ def test_the_card_says_where_the_pairs_come_from(made, checkpoint):
     assert re.search(rf"Painted into [12] defect-free photographs in {made}/good", text)
     assert "| tile/blowhole | 3 | 0 | 0 | 3 | 0 |" in text and "(contact_sheet.jpg)" in text
     exported = (made / "mvtec/README.md").read_text()
-    assert text.split("\n\n", 1)[1] in exported
+    beside, words = "; manifest.csv names that of each pair", " ".join(exported.split())
+    assert text.split("\n\n", 1)[1].replace(beside, "") in exported and beside in text
+    assert "as mvtec, of the pairs below: the pairs that the gate passed or did not judge." in words
+    assert f"Defect-free photographs: from {made}/more. Pictures may be hard links" in words
     assert re.search(r"\| tile-blowhole \| 0 \| 3 \|\n\| tile-good \| 5 \| 2 \|", exported)
     assert (made / "mvtec/contact_sheet.jpg").is_file()
 

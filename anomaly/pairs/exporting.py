@@ -18,6 +18,7 @@ refused: gone or decided otherwise since, it would mix two data sets. Only the i
 import filecmp
 import hashlib
 import json
+import logging
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ from anomaly.files.holding import held, refuse_foreign
 from anomaly.files.names import same_path, shown, slug, whole
 from anomaly.files.photographs import Photograph, decode, open_photograph
 from anomaly.files.remarks import remark
-from anomaly.pairs.card import card, read_config
+from anomaly.pairs.card import exported_card, read_config
 from anomaly.pairs.contours import Part, check_extra, parts, ring, run_lengths
 from anomaly.pairs.selection import (
     Entry,
@@ -47,6 +48,7 @@ from anomaly.pairs.selection import (
 )
 from anomaly.progress import Report, Stop, Stopped, each, never, silent
 
+log = logging.getLogger(__name__)
 # What tells pairs from others: options that every version records, in the same words.
 MADE_SO = ("run", "masks", "normals", "steps", "guidance", "negative", "seed")
 SHEET = "contact_sheet.jpg"
@@ -225,17 +227,6 @@ def check_there(out: Path, entries: list[Entry], layout: Layout) -> None:
                               f"or move it away")
 
 
-def counts(entries: list[Entry], layout: Layout) -> str:
-    """The card's title and a line a class: how many pictures where."""
-    found = Counter((entry.kind, layout.side(entry)) for entry in entries)
-    rest = "test" if layout.form == "mvtec" else "val"
-    lines = [f"| {kind} | {found[kind, 'train']} | {found[kind, 'val']} |"
-             for kind in sorted({kind for kind, _ in found})]
-    return "\n".join(["# Painted defects", "", f"Exported as {layout.form}: so many pictures are "
-                      "here, of the pairs below.", "", f"| class | train | {rest} |",
-                      "|---|---|---|", *lines, "", ""])
-
-
 def write_data_set(out: Path, entries: list[Entry], layout: Layout, stop: Stop,
                    report: Report) -> None:
     """Pictures and labels that are not there, then the index."""
@@ -276,6 +267,8 @@ def export(pairs: Path, out: Path, form: str, *, boxes: bool = False, split: flo
                        config.get("white") or 255)
     if normals is not None:
         entries += good_entries(normals, rows, {entry.object for entry in entries})
+    elif form == "mvtec":
+        log.info("no good photographs, which anomalib needs: --normals takes them")
     made_so = [str(config.get(name)) for name in MADE_SO]
     options = {"format": form, "boxes": boxes, "split": split, "all": everything,
                "review": review is not None,
@@ -301,6 +294,6 @@ def export(pairs: Path, out: Path, form: str, *, boxes: bool = False, split: flo
         if sheet.is_file():
             (out / SHEET).unlink(missing_ok=True)
             link(sheet, out / SHEET)
-        write_text(out / "README.md", counts(entries, layout)
-                   + card(config, rows, sheet.is_file()))
+        found = Counter((entry.kind, layout.side(entry)) for entry in entries)
+        write_text(out / "README.md", exported_card(config, rows, sheet.is_file(), options, found))
     return out / "README.md"

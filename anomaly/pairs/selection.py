@@ -9,7 +9,7 @@ import csv
 import hashlib
 import io
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,10 +98,15 @@ def selected(pairs: Path, rows: list[dict[str, str]], decided: dict[str, str],
     FileNotFoundError if a file of one is gone, ValueError if none is left.
     """
     photographs, found = painted_into(rows), []
+    left, of_kind = Counter[str](), Counter[str]()
     for row in rows:
+        kind = f"{row['object']}/{row['defect']}"
+        of_kind[kind] += 0
         gated = "accept" if everything or row["verdict"] in ("pass", "") else "reject"
         if decided.get(row["image"], gated) == "reject":
+            left["rejected" if row["image"] in decided else "doubtful"] += 1
             continue
+        of_kind[kind] += 1
         image, mask = pairs / row["image"], pairs / row["mask"]
         for path in (image, mask):
             if not path.is_file():
@@ -112,6 +117,12 @@ def selected(pairs: Path, rows: list[dict[str, str]], decided: dict[str, str],
     if not found:
         raise ValueError(f"{pairs}: none of {len(rows)} pairs was passed by the gate or accepted "
                          f"by --review; see their contact sheet, or export --all")
+    log.info("%d of %d pairs%s%s", len(found), len(rows),
+             f"; {left['doubtful']} doubtful left out: --review or --all takes them"
+             if left["doubtful"] else "",
+             f"; {left['rejected']} rejected by --review" if left["rejected"] else "")
+    for kind in (kind for kind, n in of_kind.items() if n == 0):
+        log.info("%s: none of its pairs is taken", kind)
     return found
 
 
