@@ -5,14 +5,19 @@ import re
 import shlex
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from test_ownership import draw, train
 
+from anomaly.dataset import Defect
+from anomaly.files import remarks
+from anomaly.files.photographs import Photograph
 from anomaly.pairs.card import card, read_config, source_of
 from anomaly.pairs.manifest import manifest_rows
+from anomaly.pairs.pair_folder import PairFolder
 from anomaly.runs.run_folder import read_run
 from commands import ROOT, call
 
@@ -54,10 +59,6 @@ def test_nothing_else_lies_below_the_category(category):
             path.relative_to(category).as_posix())
 
 
-def test_only_good_photographs_are_for_training(category):
-    assert {path.name for path in category.glob("train/*")} <= {"good"}
-
-
 def test_every_picture_is_png_whatever_the_photographs_were(made):
     good = [path.suffix for path in (made / "mvtec/tile").glob("t*/good/*")]
     assert good == [".png"] * 7
@@ -97,6 +98,23 @@ def test_the_readmes_loop_trains_on_the_folder_as_it_stands(made, tmp_path, monk
     assert found["loss"] < 0.5      # a coin has 0.69
 
 
+@pytest.mark.parametrize("form", ["mvtec", "yolo", "coco"])
+def test_16_bit_grey_leaves_as_the_8_bits_that_others_read(tmp_path, form, capsys, monkeypatch):
+    monkeypatch.setattr(remarks, "_said", set())
+    pairs, good = PairFolder(tmp_path / "pairs", {"white": 1023}), tmp_path / "good"
+    values, mask = np.full((60, 90), 341, np.uint16), np.eye(60, 90, dtype=bool)
+    good.mkdir(), Image.fromarray(values * 8).save(good / "0.png")      # 12 bits: white is 4095
+    with pairs.held(64):
+        pairs.write(Defect("nut", "hole", ()), 0, {"normal": "/n.png", "change": 0.1},
+                    Photograph(np.where(mask, 1023, values).astype(np.uint16), 1023), mask)
+    for _ in range(2):
+        assert call("export", "--pairs", tmp_path / "pairs", "--format", form, "--out",
+                    tmp_path / "out", "--normals", good) == 0
+    assert sorted(tuple(np.unique(cv2.imread(str(p), cv2.IMREAD_UNCHANGED))) for p in (
+        tmp_path / "out").rglob("*.png") if "_mask" not in p.name) == [(85, 255), (170,)]
+    assert capsys.readouterr().err.count("16-bit grey is written as 8 bits") == 1
+
+
 # the card
 
 def words_of(text):
@@ -120,7 +138,10 @@ def test_the_card_says_where_the_pairs_come_from(made, checkpoint):
     assert re.search(rf"Painted into [12] defect-free photographs in {made}/good", text)
     assert "| tile/blowhole | 3 | 0 | 0 | 3 | 0 |" in text and "(contact_sheet.jpg)" in text
     exported = (made / "mvtec/README.md").read_text()
-    assert text.split("\n\n", 1)[1] in exported
+    beside, words = "; manifest.csv names that of each pair", " ".join(exported.split())
+    assert text.split("\n\n", 1)[1].replace(beside, "") in exported and beside in text
+    assert "as mvtec, of the pairs below: the pairs that the gate passed or did not judge." in words
+    assert f"Defect-free photographs: from {made}/more. Pictures may be hard links" in words
     assert re.search(r"\| tile-blowhole \| 0 \| 3 \|\n\| tile-good \| 5 \| 2 \|", exported)
     assert (made / "mvtec/contact_sheet.jpg").is_file()
 

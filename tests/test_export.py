@@ -19,8 +19,7 @@ from test_ownership import everything, refused
 from anomaly.dataset import Defect
 from anomaly.files import atomic_files
 from anomaly.files.photographs import Photograph, read_photograph
-from anomaly.pairs import exporting
-from anomaly.pairs.exporting import export
+from anomaly.pairs.exporting import INDEX, SHEET, export
 from anomaly.pairs.manifest import manifest_rows
 from anomaly.pairs.pair_folder import PairFolder
 from anomaly.progress import Stopped
@@ -125,26 +124,19 @@ def decide(path, rows, **decisions):
     return path
 
 
-def test_the_gate_decides_and_the_review_goes_before_it(pairs, tmp_path):
+def test_the_gate_decides_and_the_review_goes_before_it(pairs, tmp_path, capsys):
     passed = [f"nut-{d}-{k:05}" for d in ("hole", "line") for k in (0, 1, 2, 4, 6, 8, 9, 10)]
     assert run(pairs, tmp_path / "a", "coco") == 0 and names(tmp_path / "a") == passed
+    assert "16 of 24 pairs; 8 doubtful left out: --review or --all" in capsys.readouterr().err
     assert run(pairs, tmp_path / "b", "coco", "--all") == 0 and len(names(tmp_path / "b")) == 24
     review = decide(tmp_path / "r.csv", manifest_rows(pairs), hole_0="reject", hole_3="accept",
                     line_5="accept")        # 5 lies in _meta/rejected
     assert run(pairs, tmp_path / "c", "coco", "--review", review) == 0
+    assert "17 of 24 pairs; 6 doubtful left out: --review or --all takes them; 1 rejected by" in (
+        capsys.readouterr().err)
+    assert "did not judge, but for those that a review" in (tmp_path / "c/README.md").read_text()
     assert set(names(tmp_path / "c")) == {*passed, "nut-hole-00003", "nut-line-00005"} - {
         "nut-hole-00000"}
-
-
-@pytest.mark.parametrize("text, words", [
-    ("image,decision\nx,accept\n", ["columns are image, decision; expected image, object"]),
-    ("image,object,defect,k,decision\nnut/test/hole/00099.png,,,,reject\n", ["99.png is not in"]),
-    ("image,object,defect,k,decision\nnut/test/hole/00000.png,,,,maybe\n", ["'maybe'; expected"]),
-    ("", ["columns are none"])])
-def test_a_review_of_something_else_is_refused(pairs, tmp_path, capsys, text, words):
-    (tmp_path / "r.csv").write_text(text)
-    refused(capsys, run(pairs, tmp_path / "out", "yolo", "--review", tmp_path / "r.csv"), *words)
-    assert not (tmp_path / "out").exists()
 
 
 def test_mvtec_trains_on_no_photograph_that_was_painted_into(pairs, tmp_path):
@@ -160,6 +152,33 @@ def test_mvtec_trains_on_no_photograph_that_was_painted_into(pairs, tmp_path):
         assert np.array_equal(np.asarray(Image.open(turned)), read_photograph(good / name))
     for at in ("test/hole/00000.png", "ground_truth/line/00004_mask.png"):
         assert (tmp_path / "out/nut" / at).samefile(pairs / "nut" / at)
+
+
+def test_a_class_of_doubtful_pairs_alone_and_missing_good_photographs_are_said(
+        pairs, tmp_path, capsys):
+    review = decide(tmp_path / "r.csv", manifest_rows(pairs),
+                    **{f"hole_{k}": "reject" for k in range(12)})
+    assert run(pairs, tmp_path / "out", "mvtec", "--review", review) == 0
+    said = capsys.readouterr().err
+    assert "nut/hole: none of its pairs" in said and "nut/line: none" not in said
+    assert "no good photographs, which anomalib needs: --normals" in said
+
+
+def test_what_a_doubtful_pair_or_one_since_then_is_painted_into_trains_nothing(
+        tmp_path, capsys):
+    good, pairs = draw_good(tmp_path / "good", 6), write_pairs(tmp_path, n=4, defects=["hole"])
+    manifest = pairs / "_meta/manifest.csv"
+    text = manifest.read_text()
+    for k in range(6):      # pair 3 is doubtful
+        manifest.write_text(text.replace("/n/3.png", str(next(good.glob(f"{k}.*")))))
+        out = tmp_path / f"out{k}"
+        assert run(pairs, out, "mvtec", "--normals", good) == 0
+        assert f"0000{k}" in names(out / "nut/test/good")
+    learned = names(out / "nut/train/good")[0]
+    manifest.write_text(manifest.read_text().replace(
+        "/n/2.png", str(good / f"{int(learned)}.png")))
+    refused(capsys, run(pairs, out, "mvtec", "--normals", good), f"train/good/{learned}.png: ",
+            "it has been painted into since, and may be nothing that", "choose a new --out")
 
 
 def other_disk(source, path):
@@ -188,7 +207,7 @@ def test_added_or_interrupted_a_second_run_ends_as_one(tmp_path, form, monkeypat
         patch.setattr(atomic_files.os, "link", other_disk)
         export(pairs, tmp_path / "b", form[0], boxes=len(form) > 1, normals=good,
                stop=lambda: next(stops))
-    assert not [out for out in "ab" for n in exporting.INDEX if (tmp_path / out / n).exists()]
+    assert not [out for out in "ab" for n in INDEX[form[0]] if (tmp_path / out / n).exists()]
     for out in ("a", "b", "c"):
         assert run(pairs, tmp_path / out, *form, "--normals", good) == 0
     assert contents(tmp_path / "b") == contents(tmp_path / "c")
@@ -197,10 +216,11 @@ def test_added_or_interrupted_a_second_run_ends_as_one(tmp_path, form, monkeypat
 
 
 @pytest.mark.parametrize("more, words", [
-    (["--format", "coco"], "--format: 'coco', but"), (["--boxes"], "--boxes: True, but"),
-    (["--split", "0.5"], "--split: 0.5, but"), (["--all"], "--all: True, but"),
+    (["--format", "coco"], "--format: 'coco', but"), (["--boxes"], "--boxes: given, but"),
+    (["--split", "0.5"], "--split: 0.5, but"), (["--all"], "--all: given, but"),
     (["--pairs", "other/pairs"], "--pairs: other pairs than those in"),
-    (["--normals", "good"], "--normals: ")])
+    (["--normals", "good"], "good', but out was made without it"),
+    (["--review", "pairs/r.csv"], "--review: given, but out was made without it")])
 def test_other_options_into_the_same_folder_are_refused_by_name(
         pairs, tmp_path, capsys, monkeypatch, more, words):
     monkeypatch.chdir(tmp_path)
@@ -208,10 +228,23 @@ def test_other_options_into_the_same_folder_are_refused_by_name(
     (tmp_path / "other").mkdir()
     config = write_pairs(tmp_path / "other") / "_meta/config.json"
     config.write_text(config.read_text().replace('"seed": 0', '"seed": 1'))
+    decide(pairs / "r.csv", manifest_rows(pairs), hole_0="reject")
     assert run(pairs, "out", "yolo") == 0
     before = contents(tmp_path / "out")
     refused(capsys, run(pairs, "out", "yolo", *more), words, "choose another --out")
     assert contents(tmp_path / "out") == before
+
+
+def test_a_forgotten_review_or_normals_and_a_damaged_record_are_one_line(pairs, tmp_path, capsys):
+    review = decide(tmp_path / "r.csv", manifest_rows(pairs), hole_0="reject")
+    more = ["--normals", draw_good(tmp_path / "good")]
+    assert run(pairs, tmp_path / "out", "coco", "--review", review, *more) == 0
+    refused(capsys, run(pairs, tmp_path / "out", "coco", *more),
+            "--review: not given, but", "was made with it; do the same or choose another --out")
+    refused(capsys, run(pairs, tmp_path / "out", "coco", "--review", review),
+            "--normals: not given, but", f"was made with '{tmp_path / 'good'}'; do the same")
+    (tmp_path / "out/export.json").write_text("[]")
+    refused(capsys, run(pairs, tmp_path / "out", "coco"), "export.json: it is [], expected an obj")
 
 
 def test_what_is_not_of_these_pairs_is_named_and_never_touched(pairs, tmp_path, capsys):
@@ -219,23 +252,28 @@ def test_what_is_not_of_these_pairs_is_named_and_never_touched(pairs, tmp_path, 
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/a.txt").write_text("mine")
     refused(capsys, run(pairs, tmp_path / "mine", "yolo"), "a.txt: was there before")
+    undecodable = tmp_path / os.fsdecode(b"\xff")
+    refused(capsys, run(pairs, undecodable, "yolo"), r"/\xff is not UTF-8")
+    assert not undecodable.exists()
     refused(capsys, run(pairs, pairs / "out", "yolo"), "lies in the folder of the pairs")
     assert run(pairs, out, "yolo") == 0
-    (out / "labels/train.cache").write_text("Ultralytics'")
-    assert run(pairs, out, "yolo") == 0 and (out / "labels/train.cache").exists()
-    review = decide(tmp_path / "r.csv", manifest_rows(pairs), hole_0="reject")
-    refused(capsys, run(pairs, out, "yolo", "--review", review), "nut-hole-00000.png: not of these")
+    mine = [out / name for name in ("labels/train.cache", "annotations.json", SHEET)]
+    for path in mine:       # Ultralytics', of no format or of another, no sheet of the pairs'
+        path.write_text("mine")
+    assert run(pairs, out, "yolo") == 0 and {path.read_text() for path in mine} == {"mine"}
+    before = contents(out)
     for path, content in ((next(out.rglob("*.txt")), b"0 1 1 1 1\n"),
-                          (next(out.rglob("*.png")), b"another"), (out / "images/x.png", b"mine")):
-        there = path.read_bytes() if path.exists() else None
+                          (next(out.rglob("*.png")), b"another"), (out / "x.JPG", b"mine")):
         path.unlink(missing_ok=True)
         path.write_bytes(content)
         refused(capsys, run(pairs, out, "yolo"), path.name, "move it away")
+        assert (out / "data.yaml").exists() and (out / "README.md").exists()
         assert path.read_bytes() == content
         path.unlink()
-        if there is not None:
-            path.write_bytes(there)
-    assert run(pairs, out, "yolo") == 0
+    assert run(pairs, out, "yolo") == 0 and contents(out) == before
+    for name in ("a.png", "b.WebP"):
+        (out / "images" / name).write_bytes(b"mine")
+    refused(capsys, run(pairs, out, "yolo"), "a.png (and 1 more): not of these pairs: gone, cha")
 
 
 def test_without_the_extra_a_line_says_what_to_install(pairs, tmp_path, capsys, monkeypatch):

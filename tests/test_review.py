@@ -7,13 +7,14 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from test_ownership import refused
 
 from anomaly.crop import Crop
 from anomaly.dataset import Defect
 from anomaly.files.photographs import Photograph
 from anomaly.pairs.manifest import manifest_rows
 from anomaly.pairs.pair_folder import PairFolder
-from anomaly.pairs.review import Look, outline, write_pictures
+from anomaly.pairs.review import Look, identity, outline, write_pictures
 from commands import call
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -89,7 +90,8 @@ def test_pairs_are_decided_by_keyboard_kept_over_a_reload_and_saved(page, tmp_pa
         found = list(csv.DictReader(file))
     decided = {(SCRIPT, "1"), ("crack", "1"), (SCRIPT, "2"), ("crack", "3")}
     assert found == [{**{name: row[name] for name in ("image", "object", "defect", "k")},
-                      "decision": "reject" if row["k"] == "2" else "accept"}
+                      "decision": "reject" if row["k"] == "2" else "accept",
+                      "id": identity(row)}
                      for row in manifest_rows(tmp_path / "out")
                      if (row["defect"], row["k"]) in decided]
     assert call("export", "--pairs", tmp_path / "out", "--review", tmp_path / "review.csv",
@@ -104,8 +106,23 @@ def test_pairs_are_decided_by_keyboard_kept_over_a_reload_and_saved(page, tmp_pa
     assert text(page, "told") == "4 of 10 pairs decided"
 
 
+@pytest.mark.parametrize("text, words", [
+    ("image,decision\nx,accept\n", ["columns are image, decision; expected image, object"]),
+    ("image,object,defect,k,decision\ntile/test/crack/00099.png,,,,reject\n", ["99.png is not in"]),
+    ("image,object,defect,k,decision\ntile/test/crack/00000.png,,,,maybe\n", ["'maybe'; expected"]),
+    ("image,object,defect,k,decision,id\ntile/test/crack/00000.png,,,,accept,\n"
+     "tile/test/crack/00001.png,,,,accept,0a\n", ["00001.png was another pair"]),
+    ("", ["columns are none"])])
+def test_a_review_of_something_else_is_refused(tmp_path, capsys, text, words):
+    fill(tmp_path / "pairs", defects=DEFECTS[:1])
+    (tmp_path / "r.csv").write_text(text)
+    refused(capsys, call("export", "--pairs", tmp_path / "pairs", "--format", "mvtec", "--out",
+                         tmp_path / "out", "--review", tmp_path / "r.csv"), *words)
+    assert not (tmp_path / "out").exists()
+
+
 @in_browser
-def test_a_defect_called_script_is_text_and_can_be_filtered(page):
+def test_a_defect_called_script_is_text_and_can_be_filtered(page, tmp_path):
     page.keyboard.press("f")
     page.select_option("#by-defect", label=f"tile/{SCRIPT}")
     page.select_option("#by-verdict", "left out")
@@ -113,6 +130,8 @@ def test_a_defect_called_script_is_text_and_can_be_filtered(page):
     assert page.locator(".item").count() == 1
     assert page.text_content("#pair") == f"tile/{SCRIPT} 00002"
     assert page.title() == "Review of out"
+    page.goto(fill(tmp_path / os.fsdecode(b"b\xff")).review.as_uri())
+    assert page.title() == "Review of b%FF" and page.locator(".item").count() == 8
 
 
 @in_browser

@@ -40,13 +40,13 @@ def source_of(run: Run, sd: StableDiffusion, batch_size: int) -> dict[str, Any]:
 
 def read_config(pairs: Path) -> dict[str, Any]:
     """What OUT/_meta/config.json says."""
-    return read_json(pairs / "_meta/config.json", {"source": (None, SOURCE)},
-                     "give a folder that sample.py wrote")
+    kind = {"source": (None, SOURCE), "white": (range(1, 2 ** 16), None)}
+    return read_json(pairs / "_meta/config.json", kind, "give a folder that sample.py wrote")
 
 
 def command(config: dict[str, Any], rows: list[dict[str, str]]) -> str:
     """That which makes the pairs again, but for the folders of the run and of the pairs."""
-    source, keys = config.get("source", {}), {f"{row['object']}/{row['defect']}" for row in rows}
+    source, keys = config.get("source") or {}, {f"{row['object']}/{row['defect']}" for row in rows}
     said = {"n": 1 + max(int(row["k"]) for row in rows),
             **{name: config.get(name) for name in OPTIONS},
             "batch_size": source.get("batch_size")}
@@ -76,7 +76,7 @@ def _table(rows: list[dict[str, str]]) -> list[str]:
     return lines
 
 
-def _origins(config: dict[str, Any], rows: list[dict[str, str]]) -> list[str]:
+def _origins(config: dict[str, Any], rows: list[dict[str, str]], told: str) -> list[str]:
     """A line each: the checkpoint, the training photographs, those that are painted into."""
     source = config.get("source")
     lines = ["* Checkpoint and training photographs: not recorded, as by older versions; "
@@ -89,23 +89,49 @@ def _origins(config: dict[str, Any], rows: list[dict[str, str]]) -> list[str]:
     folders: dict[str, set[str]] = defaultdict(set)
     for row in rows:
         folders[row["normal"].rpartition("/")[0]].add(row["normal"])
-    return lines + [f"* Painted into {len(names)} defect-free photographs in {folder}; manifest.csv"
-                    f" names that of each pair." for folder, names in sorted(folders.items())]
+    return lines + [f"* Painted into {len(names)} defect-free photographs in {folder}{told}."
+                    for folder, names in sorted(folders.items())]
 
 
-def card(config: dict[str, Any], rows: list[dict[str, str]], picture: bool) -> str:
-    """The card in Markdown, but for its title. picture: contact_sheet.jpg lies beside it."""
+def card(config: dict[str, Any], rows: list[dict[str, str]], picture: bool,
+         told: str = "; manifest.csv names that of each pair") -> str:
+    """The card in Markdown, but for its title.
+
+    picture: contact_sheet.jpg lies beside it. told: what of the photographs does.
+    """
     made = config.get("version", "0.1")
     lines = [
         f"The defects in these pictures are not real. few-shot-defects {made} has painted them "
         "into photographs of parts without defects (AnomalyDiffusion, arXiv 2312.05767); all but "
         "a mask's pixels are the photograph's. A mask is 255 on the defect and 0 elsewhere.", "",
         *(["![pairs](contact_sheet.jpg)", ""] if picture else []),
-        *_table(rows), "", "## Where they come from", "", *_origins(config, rows), "",
+        *_table(rows), "", "## Where they come from", "", *_origins(config, rows, told), "",
         "## To make them again", "",
         f"RUN is the run whose spatial_encoder.safetensors has the sha256 {config.get('run')}.", "",
         f"    {command(config, rows)}"]
     return "\n".join(lines) + "\n"
+
+
+def exported_card(config: dict[str, Any], rows: list[dict[str, str]], picture: bool,
+                  options: dict[str, Any], found: Counter[tuple[str, str]]) -> str:
+    """The card of a data set that tools/export.py has written with these options.
+
+    found: how many pictures each class has for train and for val.
+    """
+    form, rest = options["format"], "test" if options["format"] == "mvtec" else "val"
+    which = "all pairs" if options["all"] else "the pairs that the gate passed or did not judge"
+    if options["review"]:
+        which += ", but for those that a review accepted or rejected: its word goes before"
+    normals = "none" if options["normals"] is None else f"from {shown(options['normals'])}"
+    return "\n".join([
+        "# Painted defects", "",
+        f"Exported as {form}{' with boxes' if options['boxes'] else ''}, of the pairs below: "
+        f"{which}. A share of {options['split']} of the "
+        f"{'defect-free ' if form == 'mvtec' else ''}photographs is for training. Defect-free "
+        f"photographs: {normals}. Pictures may be hard links of the originals: edit a copy.", "",
+        f"| class | train | {rest} |", "|---|---|---|",
+        *(f"| {kind} | {found[kind, 'train']} | {found[kind, 'val']} |"
+          for kind in sorted({kind for kind, _ in found})), "", card(config, rows, picture, "")])
 
 
 def write_card(pairs: Path, rows: list[dict[str, str]]) -> None:

@@ -5,18 +5,20 @@
     coco    images/OBJECT-DEFECT-00000.png, annotations.json, annotations_{train,val}.json
     all     export.json (how it was made), README.md (the card), contact_sheet.jpg
 
-The pictures are the same files under another name where the disk can have that. Of yolo and coco
-each connected part of a mask is an instance. In mvtec all pairs lie in test, and so do the
-photographs that they are painted into: --split divides the other photographs.
+The pictures are the same files under another name where the disk can have that; 16-bit grey is
+written as 8 bits, as trainers read anything else as nearly black or white. Of yolo and coco each
+connected part of a mask is an instance. In mvtec all pairs lie in test, and so do the photographs
+that are painted into: --split divides the other photographs.
 
 An index (data.yaml, annotations, README.md) is taken away first and written last: where one is, the
 data set is whole. What is there of these pairs stays; a picture or label of anything else is
-refused: gone or decided otherwise since, it would mix two data sets.
+refused: gone or decided otherwise since, it would mix two data sets. Only the index is replaced.
 """
 
 import filecmp
 import hashlib
 import json
+import logging
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,16 +28,19 @@ import numpy as np
 from PIL import Image
 
 from anomaly import __version__
-from anomaly.files.atomic_files import link, write_image, write_json, write_text
+from anomaly.files.atomic_files import link, read_json, write_image, write_json, write_text
+from anomaly.files.folders import READ
 from anomaly.files.holding import held, refuse_foreign
-from anomaly.files.names import same_path, slug, whole
-from anomaly.files.photographs import decode, open_photograph
-from anomaly.pairs.card import card, read_config
+from anomaly.files.names import same_path, shown, slug, whole
+from anomaly.files.photographs import Photograph, decode, open_photograph
+from anomaly.files.remarks import remark
+from anomaly.pairs.card import exported_card, read_config
 from anomaly.pairs.contours import Part, check_extra, parts, ring, run_lengths
 from anomaly.pairs.selection import (
     Entry,
     decisions,
     good_entries,
+    painted_into,
     rows_of,
     say_one_sided,
     selected,
@@ -43,10 +48,16 @@ from anomaly.pairs.selection import (
 )
 from anomaly.progress import Report, Stop, Stopped, each, never, silent
 
+log = logging.getLogger(__name__)
 # What tells pairs from others: options that every version records, in the same words.
 MADE_SO = ("run", "masks", "normals", "steps", "guidance", "negative", "seed")
-INDEX = ("README.md", "data.yaml", "annotations.json", "annotations_train.json",
-         "annotations_val.json")
+SHEET = "contact_sheet.jpg"
+INDEX = {"mvtec": ["README.md"], "yolo": ["README.md", "data.yaml"], "coco": [
+    "README.md", "annotations.json", "annotations_train.json", "annotations_val.json"]}
+
+
+RECORD = {"format": str, "boxes": bool, "split": float, "all": bool, "review": (bool, None),
+          "normals": (str, None), "pairs": str, "classes": [str], "sides": dict}
 
 
 @dataclass(frozen=True)
@@ -56,6 +67,7 @@ class Layout:
     form: str                   # mvtec, yolo or coco
     sides: dict[str, str]       # photograph -> train or val
     classes: list[str]          # in the order of their numbers
+    boxes: bool = False         # of yolo: in the place of outlines
 
     def side(self, entry: Entry) -> str:
         """Train or val."""
@@ -131,39 +143,48 @@ def coco_index(entries: list[Entry], layout: Layout, report: Report) -> dict[str
         for suffix, some in (("", ("train", "val")), ("_train", ("train",)), ("_val", ("val",)))}
 
 
-def as_png(entry: Path) -> np.ndarray | None:
-    """The values to write as PNG, upright; None: the file itself is one."""
-    with Image.open(entry) as file:
-        if file.format == "PNG" and file.getexif().get(0x0112, 1) == 1:
+def as_png(source: Path, white: int | None) -> np.ndarray | None:
+    """The values to write as PNG, upright and of 8 bits; None: the file itself is such a one.
+
+    white: of a pair's 16 bits; None: as the folder of the photograph has it.
+    """
+    with Image.open(source) as file:
+        if (file.format == "PNG" and file.getexif().get(0x0112, 1) == 1
+                and not file.mode.startswith("I")):
             return None
-    return open_photograph(entry).values
+    photograph = open_photograph(source) if white is None else \
+        Photograph(np.asarray(decode(source, "pair")), white)
+    if photograph.values.dtype == np.uint8:
+        return photograph.values
+    remark(Path("--format"), "16-bit grey is written as 8 bits, white is %d", photograph.white)
+    return photograph.seen
 
 
-def _is(path: Path, source: Path) -> bool:
-    """True if path has what put would write there."""
-    values = as_png(source)
+def label_text(entry: Entry, layout: Layout) -> str:
+    """Of yolo, what is in the picture."""
+    number = layout.classes.index(entry.kind) if entry.mask else 0
+    return yolo_label(entry, number, layout.boxes)
+
+
+def _is(path: Path, entry: Entry, layout: Layout) -> bool:
+    """True if path has what an export would write there."""
+    if path.suffix == ".txt":
+        return path.read_bytes() == label_text(entry, layout).encode()
+    source = (path.name.endswith("_mask.png") and entry.mask) or entry.file
+    values = as_png(source, entry.white)
     if values is not None:
         return np.array_equal(np.asarray(decode(path, "picture")), values)
     return path.samefile(source) or filecmp.cmp(path, source, shallow=False)
 
 
-def put(source: Path, path: Path) -> None:
+def put(source: Path, path: Path, white: int | None) -> None:
     """The picture under another name, if it is not there."""
     if not path.exists():
-        values = as_png(source)
+        values = as_png(source, white)
         if values is None:
             link(source, path)
         else:
             write_image(path, values)
-
-
-def put_text(text: str, path: Path) -> None:
-    """The label, if it is not there; FileExistsError if another one is."""
-    if not path.exists():
-        write_text(path, text)
-    elif path.read_bytes() != text.encode():
-        raise FileExistsError(f"{path}: another label than that of these pairs; move it away, or "
-                              f"choose another --out")
 
 
 def recorded(out: Path, options: dict[str, Any]) -> dict[str, Any]:
@@ -172,46 +193,41 @@ def recorded(out: Path, options: dict[str, Any]) -> dict[str, Any]:
     if not path.is_file():
         refuse_foreign(out, {"export.json.part"})
         return {}
-    try:
-        before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        _ = before["classes"], before["sides"], before["pairs"]
-    except (ValueError, KeyError, TypeError) as err:
-        raise ValueError(f"{path}: not what an export wrote ({type(err).__name__}: {err}); choose "
-                         f"another --out") from None
+    before = read_json(path, RECORD, "choose another --out")
     for name, value in options.items():
-        if not same_path(before.get(name), value):
+        old = before.get(name, value)       # no review: of an older version
+        if not same_path(old, value):
+            now = {None: "not given", False: "not given", True: "given"}.get(value, repr(value))
+            then = "without it" if old in (None, False) else \
+                "with it" if old is True else f"with {old!r}"
             raise ValueError(f"--{name}: " + (
                 f"other pairs than those in {out}" if name == "pairs" else
-                f"{value!r}, but {out} was made with {before.get(name)!r}")
-                + "; use those or choose another --out")
+                f"{now}, but {out} was made {then}") + "; do the same or choose another --out")
     return before
 
 
-def check_there(out: Path, expected: dict[str, Path | None]) -> None:
-    """FileExistsError for a picture or label in the folder that is not of these pairs.
-
-    expected: by relative path, its source or None for a label.
-    """
-    for path in sorted([*out.rglob("*.png"), *out.rglob("*.txt")]):
+def check_there(out: Path, entries: list[Entry], layout: Layout) -> None:
+    """FileExistsError for pictures and labels in the folder that are not of these pairs."""
+    expected = {layout.image(entry): entry for entry in entries}
+    expected |= {label: entry for entry in entries if (label := layout.label(entry)) is not None}
+    found: list[Path] = []
+    why = "gone, changed or decided otherwise since, or yours"
+    for path in sorted(out.rglob("*")):
         name = path.relative_to(out).as_posix()
-        source = expected.get(name)
-        if name not in expected or (source is not None and not _is(path, source)):
-            raise FileExistsError(f"{path}: not of these pairs: gone, changed or decided otherwise "
-                                  f"since, or yours; move it away, or choose another --out")
+        if path.suffix.lower() not in {*READ, ".txt"} or name == SHEET or path.is_dir():
+            continue
+        if name not in expected or not _is(path, expected[name], layout):
+            now = expected.get(name.replace("/train/good/", "/test/good/"))
+            if not found and name not in expected and now and _is(path, now, layout):
+                why = "it has been painted into since, and may be nothing that a detector learns"
+            found.append(path)
+    if found:
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise FileExistsError(f"{found[0]}{more}: not of these pairs: {why}; choose a new --out, "
+                              f"or move it away")
 
 
-def counts(entries: list[Entry], layout: Layout) -> str:
-    """The card's title and a line a class: how many pictures where."""
-    found = Counter((entry.kind, layout.side(entry)) for entry in entries)
-    rest = "test" if layout.form == "mvtec" else "val"
-    lines = [f"| {kind} | {found[kind, 'train']} | {found[kind, 'val']} |"
-             for kind in sorted({kind for kind, _ in found})]
-    return "\n".join(["# Painted defects", "", f"Exported as {layout.form}: so many pictures are "
-                      "here, of the pairs below.", "", f"| class | train | {rest} |",
-                      "|---|---|---|", *lines, "", ""])
-
-
-def write_data_set(out: Path, entries: list[Entry], layout: Layout, boxes: bool, stop: Stop,
+def write_data_set(out: Path, entries: list[Entry], layout: Layout, stop: Stop,
                    report: Report) -> None:
     """Pictures and labels that are not there, then the index."""
     for entry in each(entries, "exporting", len(entries), report):
@@ -219,11 +235,11 @@ def write_data_set(out: Path, entries: list[Entry], layout: Layout, boxes: bool,
             raise Stopped
         label = layout.label(entry)
         if layout.form == "yolo":
-            number = layout.classes.index(entry.kind) if entry.mask else 0
-            put_text(yolo_label(entry, number, boxes), out / str(label))
+            if not (out / str(label)).exists():
+                write_text(out / str(label), label_text(entry, layout))
         elif entry.mask is not None and label is not None:
-            put(entry.mask, out / label)
-        put(entry.file, out / layout.image(entry))
+            put(entry.mask, out / label, 255)
+        put(entry.file, out / layout.image(entry), entry.white)
     index = {} if layout.form == "mvtec" else {"data.yaml": yolo_index(out, layout)} \
         if layout.form == "yolo" else coco_index(entries, layout, report)
     for name, text in index.items():
@@ -244,11 +260,18 @@ def export(pairs: Path, out: Path, form: str, *, boxes: bool = False, split: flo
         check_extra()
     if out.resolve().is_relative_to(pairs.resolve()):
         raise ValueError(f"--out: {out} lies in the folder of the pairs; choose another")
-    entries = selected(pairs, rows, {} if review is None else decisions(review, rows), everything)
+    if form == "yolo" and shown(whole(out)) != str(whole(out)):
+        raise ValueError(f"--out: {shown(whole(out))} is not UTF-8, which data.yaml must be; "
+                         f"choose another")
+    entries = selected(pairs, rows, {} if review is None else decisions(review, rows), everything,
+                       config.get("white") or 255)
     if normals is not None:
         entries += good_entries(normals, rows, {entry.object for entry in entries})
+    elif form == "mvtec":
+        log.info("no good photographs, which anomalib needs: --normals takes them")
     made_so = [str(config.get(name)) for name in MADE_SO]
     options = {"format": form, "boxes": boxes, "split": split, "all": everything,
+               "review": review is not None,
                "normals": None if normals is None else str(whole(normals)),
                "pairs": hashlib.sha256("\n".join(made_so).encode()).hexdigest()}
     recorded(out, options)
@@ -256,24 +279,21 @@ def export(pairs: Path, out: Path, form: str, *, boxes: bool = False, split: flo
         before = recorded(out, options)
         start = before.get("sides", {})
         if form == "mvtec":     # what is painted into may be nothing that a detector has learned
-            start = {**start, **{p.photograph: "val" for p in entries if p.mask is not None}}
+            start = start | dict.fromkeys(painted_into(rows).values(), "val")
         old = before.get("classes", [])
         layout = Layout(form, sides(entries, split, start), old + sorted(
-            {p.kind for p in entries if p.mask is not None} - set(old)))
-        expected: dict[str, Path | None] = {layout.image(p): p.file for p in entries}
-        expected |= {label: p.mask if form == "mvtec" else None for p in entries
-                     if (label := layout.label(p)) is not None}
-        check_there(out, expected)
-        for name in INDEX:
+            {p.kind for p in entries if p.mask is not None} - set(old)), boxes)
+        check_there(out, entries, layout)
+        for name in INDEX[form]:
             (out / name).unlink(missing_ok=True)
         write_json(out / "export.json", {"version": __version__, **options,
                                          "classes": layout.classes, "sides": layout.sides})
         say_one_sided([p for p in entries if form != "mvtec" or p.mask is None], layout.sides)
-        write_data_set(out, entries, layout, boxes, stop, report)
-        sheet, shown_sheet = pairs / "_meta/contact_sheet.jpg", out / "contact_sheet.jpg"
-        shown_sheet.unlink(missing_ok=True)
+        write_data_set(out, entries, layout, stop, report)
+        sheet = pairs / "_meta" / SHEET
         if sheet.is_file():
-            link(sheet, shown_sheet)
-        write_text(out / "README.md", counts(entries, layout)
-                   + card(config, rows, sheet.is_file()))
+            (out / SHEET).unlink(missing_ok=True)
+            link(sheet, out / SHEET)
+        found = Counter((entry.kind, layout.side(entry)) for entry in entries)
+        write_text(out / "README.md", exported_card(config, rows, sheet.is_file(), options, found))
     return out / "README.md"

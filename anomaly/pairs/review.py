@@ -148,16 +148,23 @@ def write_pictures(stem: Path, pair: Look) -> None:
     write_image(stem.with_suffix(".jpg"), np.asarray(strip))
 
 
+def _digest(*content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def identity(row: Mapping[str, str]) -> str:
+    """Of a pair: another one of the same name has another."""
+    return _digest(row["seed"], row["normal_sha256"], *(row[name] for name in COLUMNS))
+
+
 def write_page(path: Path, rows: list[dict[str, str]], options: Mapping[str, object]) -> None:
     """The page of these rows. options: of the data set, by which decisions in a browser are kept.
 
     A pair's decision is kept by what was painted: not where it lies, so that a copy knows it too.
     """
-    def digest(*content: object) -> str:
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
-    page = {"key": digest(options), "columns": ["id", "picture", "normal", *COLUMNS],
-            "rows": [[digest(row["seed"], row["normal_sha256"], *(row[name] for name in COLUMNS)),
-                      picture(row["object"], row["defect"], int(row["k"])).removeprefix("_meta/"),
+    page = {"key": _digest(options), "columns": ["id", "picture", "normal", *COLUMNS],
+            "rows": [[identity(row), picture(row["object"], row["defect"],
+                                             int(row["k"])).removeprefix("_meta/"),
                       Path(row["normal"]).name, *(row[name] for name in COLUMNS)] for row in rows]}
     # ASCII alone, and no "<": whatever names hold, it ends no script and no line of one.
     text = json.dumps(page, separators=(",", ":")).replace("<", "\\u003c").replace("],[", "],\n[")

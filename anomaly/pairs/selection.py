@@ -9,13 +9,14 @@ import csv
 import hashlib
 import io
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
 from anomaly.files.names import shown, slug, unshown, whole
 from anomaly.pairs.manifest import manifest_rows
 from anomaly.pairs.normals import find_normals
+from anomaly.pairs.review import identity
 
 REVIEW = ("image", "object", "defect", "k", "decision")
 log = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ class Entry:
     defect: str             # good: none
     k: int
     photograph: str         # what it shows beside the defect, as a hexadecimal hash
+    white: int | None = None        # of 16 bits; None: as its folder has it
 
     @property
     def kind(self) -> str:
@@ -54,7 +56,10 @@ def rows_of(pairs: Path) -> list[dict[str, str]]:
 
 
 def decisions(review: Path, rows: list[dict[str, str]]) -> dict[str, str]:
-    """image -> accept or reject, of a review; ValueError for what the manifest does not know."""
+    """image -> accept or reject, of a review; ValueError for what the manifest does not know.
+
+    A review without ids, as of a spreadsheet or an older version, is taken by its names.
+    """
     if not review.is_file():
         raise FileNotFoundError(f"{review}: no such file; --review takes the CSV of a review")
     text = review.read_text(encoding="utf-8-sig", errors="replace")
@@ -62,19 +67,22 @@ def decisions(review: Path, rows: list[dict[str, str]]) -> dict[str, str]:
     if not set(REVIEW) <= set(reader.fieldnames or ()):
         raise ValueError(f"{review}: its columns are {', '.join(reader.fieldnames or ['none'])}; "
                          f"expected {', '.join(REVIEW)}")
-    known, found = {row["image"] for row in rows}, dict[str, str]()
+    known, found = {row["image"]: identity(row) for row in rows}, dict[str, str]()
     for row in reader:
         image, word = row["image"], row["decision"]
         if image not in known:
             raise ValueError(f"{review}: {image} is not in the manifest of the pairs; is it the "
                              f"review of other pairs?")
+        if (row.get("id") or known[image]) != known[image]:
+            raise ValueError(f"{review}: {image} was another pair when it was reviewed; save the "
+                             f"review of these pairs again")
         if word not in ("accept", "reject") or found.setdefault(image, word) != word:
             raise ValueError(f"{review}: {image} has the decision {word!r}; expected accept or "
                              f"reject, one a pair")
     return found
 
 
-def _photographs(rows: list[dict[str, str]]) -> dict[str, str]:
+def painted_into(rows: list[dict[str, str]]) -> dict[str, str]:
     """Path of a normal photograph -> its hash, or that of the path: version 0.2 recorded none."""
     found = {row["normal"]: row["normal_sha256"] for row in rows if row["normal_sha256"]}
     for row in rows:
@@ -83,27 +91,38 @@ def _photographs(rows: list[dict[str, str]]) -> dict[str, str]:
 
 
 def selected(pairs: Path, rows: list[dict[str, str]], decided: dict[str, str],
-             everything: bool) -> list[Entry]:
+             everything: bool, white: int) -> list[Entry]:
     """The pairs that leave the house: what the review accepts, else what the gate passes.
 
-    everything: the doubtful, too, unless the review rejects them. FileNotFoundError if a file of
-    one is gone, ValueError if none is left.
+    everything: the doubtful, too, unless the review rejects them. white: of 16 bits.
+    FileNotFoundError if a file of one is gone, ValueError if none is left.
     """
-    photographs, found = _photographs(rows), []
+    photographs, found = painted_into(rows), []
+    left, of_kind = Counter[str](), Counter[str]()
     for row in rows:
+        kind = f"{row['object']}/{row['defect']}"
+        of_kind[kind] += 0
         gated = "accept" if everything or row["verdict"] in ("pass", "") else "reject"
         if decided.get(row["image"], gated) == "reject":
+            left["rejected" if row["image"] in decided else "doubtful"] += 1
             continue
+        of_kind[kind] += 1
         image, mask = pairs / row["image"], pairs / row["mask"]
         for path in (image, mask):
             if not path.is_file():
                 raise FileNotFoundError(f"{path}: is gone, but the manifest has it; run sample.py "
                                         f"again, or reject it in --review")
         found.append(Entry(image, mask, row["object"], row["defect"], int(row["k"]),
-                             photographs[row["normal"]]))
+                           photographs[row["normal"]], white))
     if not found:
         raise ValueError(f"{pairs}: none of {len(rows)} pairs was passed by the gate or accepted "
                          f"by --review; see their contact sheet, or export --all")
+    log.info("%d of %d pairs%s%s", len(found), len(rows),
+             f"; {left['doubtful']} doubtful left out: --review or --all takes them"
+             if left["doubtful"] else "",
+             f"; {left['rejected']} rejected by --review" if left["rejected"] else "")
+    for kind in (kind for kind, n in of_kind.items() if n == 0):
+        log.info("%s: none of its pairs is taken", kind)
     return found
 
 
@@ -112,7 +131,7 @@ def good_entries(folder: Path, rows: list[dict[str, str]], objects: set[str]) ->
 
     ValueError if there are several objects and the folder does not say whose the photographs are.
     """
-    photographs, found = _photographs(rows), []
+    photographs, found = painted_into(rows), []
     for object_ in sorted(objects):
         own = unshown(f"{folder}/{object_}/train/good")
         if not own.is_dir() and len(objects) > 1:
