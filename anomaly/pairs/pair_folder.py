@@ -218,7 +218,8 @@ class PairFolder:
             self._check_options()       # another worker may have been quicker
             self._record.check(self._normals)
             write_json(self._meta / "config.json", {
-                **self._before, "version": __version__, **self.options, "source": self._source})
+                **self._before, "version": __version__, **self.options,
+                "source": self._source or None})
             self._record.add(self._normals)
         self._started = True
 
