@@ -27,18 +27,21 @@ LIMITS = {      # folder -> code lines at most, and what of the project its file
     "weights": (790, {"weights", "ldm"}),
     "anomaly/files": (690, FILES),
     "anomaly": (850, CORE | {"ldm"}),
-    "anomaly/scores": (350, SCORES | {"ldm"}),
+    "anomaly/scores": (450, SCORES | {"ldm"}),
     "anomaly/runs": (760, RUNS | {"ldm"}),
     "anomaly/pairs": (1680, PAIRS | {"ldm", "anomaly.__version__"}),
     "anomaly/drawn": (430, CORE | {"anomaly.drawn"}),
-    "tools": (800, EVERYTHING | {"cli", "display", "benchmarks", "pretraining",
+    "tools": (880, EVERYTHING | {"cli", "display", "benchmarks", "evaluation", "pretraining",
                                  "anomaly.__version__"}),
+    "tools/evaluation": (920, EVERYTHING | {"evaluation"}),
     "tools/benchmarks": (600, EVERYTHING | {"benchmarks", "pretraining"} | REFERENCES),
     "tools/pretraining": (350, EVERYTHING | {"pretraining"}),
     "docs": (155, EVERYTHING),
 }
-TOOLS = ("train_embed", "sample", "export", "bench", "pretrain_tiny")
-EXTRA = {"contours": {"cv2", "pycocotools"}}      # file -> what the extra `export` brings it
+TOOLS = ("train_embed", "sample", "export", "evaluate", "bench", "pretrain_tiny")
+# file -> what the extras `export` and `eval` bring it
+EXTRA = {"contours": {"cv2", "pycocotools"}, "detection": {"scipy", "sklearn"},
+         "pasting": {"scipy"}, "report": {"matplotlib"}, "sets": {"torch_fidelity"}}
 NO_CODE = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT,
            tokenize.ENCODING, tokenize.ENDMARKER)
 

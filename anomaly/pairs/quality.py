@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from anomaly.crop import Cropped, defect_crop, take
-from anomaly.dataset import Defect, Example, find_defects, read_example_mask
+from anomaly.dataset import Defect, Example, read_example_mask
 from anomaly.files.names import shown, unshown
 from anomaly.files.photographs import Photograph, open_photograph
 from anomaly.pairs.manifest import manifest_rows
@@ -57,9 +57,3 @@ def judged(sd: StableDiffusion, run: Run, defects: list[Defect], normals: dict[P
         yield {**dict.fromkeys(JUDGED, ""), "image": shown(example.image), "object": defect.object,
                "defect": defect.name, "verdict": "pass" if verdict.passed else "doubtful",
                "reason": verdict.reason, **{n: f"{v:.4g}" for n, v in verdict.scores.items()}}
-
-
-def judged_folder(sd: StableDiffusion, run: Run, pairs: Path,
-                  report: Report = silent) -> Iterator[dict[str, str]]:
-    """The same for every pair of a folder in MVTec AD layout."""
-    return judged(sd, run, find_defects(pairs), normals_by_image(pairs), report)

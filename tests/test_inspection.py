@@ -1,0 +1,218 @@
+"""What detectors are shown: parts that are never divided, pasted defects, runs and their pairs."""
+
+import csv
+import shutil
+from dataclasses import replace
+from html import escape
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from anomaly.progress import silent
+from anomaly.runs.run_folder import read_run
+from benchmarks.random_models import save_checkpoint
+from commands import call
+from evaluation import detector, trials
+from evaluation.labelled import Labelled, in_cells, labelled
+from evaluation.parts import grouped, named_parts, near_duplicates
+from evaluation.pasting import pasted, poisson, varied_defect
+
+RNG = np.random.default_rng(0)
+
+
+def grain(height, width):
+    return RNG.integers(60, 200, (height, width, 3), np.uint8)
+
+
+def seen(pixels, box=None, side=1, name="0"):
+    marked = np.zeros(pixels.shape[:2], np.float32)
+    if box is not None:
+        marked[box[0]:box[1], box[2]:box[3]] = 1
+    return Labelled(Path(name), "tile", "spot", pixels, marked, np.ones_like(marked), side)
+
+
+def test_a_cell_counts_its_pixels_and_those_that_are_marked(tmp_path):
+    photograph, mask = grain(70, 100), RNG.random((70, 100)) < 0.1
+    Image.fromarray(photograph).save(tmp_path / "0.png")
+    cells = in_cells(mask, 3)
+    assert cells.shape == (24, 34) and cells.sum() == mask.sum() and cells[5, 7] == mask[
+        15:18, 21:24].sum() and cells[23, 33] == mask[69, 99]
+    small = labelled("tile", "", tmp_path / "0.png", 34)
+    assert small.side == 3 and small.pixels.shape == (24, 34, 3) and small.counted[23, 33] == 1
+    np.testing.assert_allclose(small.pixels[5, 7], photograph[15:18, 21:24].mean(axis=(0, 1)),
+                               atol=1)
+
+
+def test_photographs_of_one_part_are_found_whatever_their_light_and_place():
+    part = grain(150, 110)
+    lit = np.clip(part[4:, 6:] * 0.6 + 70, 0, 255).astype(np.uint8)
+    defective = part.copy()
+    defective[20:60, 20:60] = 0
+    twin = grain(150, 110)
+    twin[20:60, 20:60] = 0      # the same defect on another part
+    photographs = [seen(part), seen(grain(150, 110)), seen(lit),
+                   seen(defective, (20, 60, 20, 60)), seen(twin, (20, 60, 20, 60))]
+    assert near_duplicates(photographs, silent) == [(0, 2), (0, 3), (2, 3)]
+    other = [replace(photographs[2], object="nut"), photographs[0]]
+    assert near_duplicates(other, silent) == []
+
+
+def test_parts_are_named_by_a_pattern_or_a_table(tmp_path):
+    paths = [Path(f"{kind}/{name}") for kind in ("hole", "crack")
+             for name in ("A1_left.png", "A1_right.png", "B2_left.png")]
+    named = named_parts(paths, "^([A-Z]\\d)_")
+    assert [named[p] for p in paths] == ["A1", "A1", "B2"] * 2
+    assert list(grouped(paths, named, []).values()) == [0, 0, 2, 0, 0, 2]
+    assert list(grouped(paths, {}, [(1, 2), (2, 4)]).values()) == [0, 1, 1, 3, 1, 5]
+    table = tmp_path / "parts.csv"
+    table.write_text("image,part\nhole/A1_left.png,x\nB2_left.png,x\n")
+    assert list(named_parts(paths, str(table))) == [paths[0], paths[2], paths[5]]
+
+
+def test_poisson_solves_the_equation_of_the_paper():
+    source, target, mask = grain(9, 12), grain(9, 12), np.zeros((9, 12), bool)
+    mask[3:7, 2:9] = mask[0, 5] = True          # one pixel at the edge of the picture
+    found = poisson(source // 2 + 60, target // 2 + 60, mask).astype(int)   # nothing is cut off
+    source, target = source.astype(int) // 2 + 60, target.astype(int) // 2 + 60
+    assert (found[~mask] == target[~mask]).all()
+    for p in np.argwhere(mask):
+        beside = [q for q in p + np.array([[0, 1], [0, -1], [1, 0], [-1, 0]])
+                  if (q >= 0).all() and (q < mask.shape).all()]
+        left = sum(found[tuple(p)] - found[tuple(q)] for q in beside)
+        right = sum(source[tuple(p)] - source[tuple(q)] for q in beside)
+        assert abs(left - right).max() <= 4       # each value is rounded to a whole one
+    flat = poisson(np.full((9, 12, 3), 50, np.uint8), np.full((9, 12, 3), 200, np.uint8), mask)
+    assert (flat == 200).all()
+
+
+def test_a_pasted_defect_is_mirrored_turned_and_placed_where_it_fits():
+    real = seen(np.full((60, 40, 3), 120, np.uint8), (50, 60, 4, 12))      # at the lower edge
+    real.pixels[real.marked > 0] = 30
+    small, large = (seen(np.full((height, 90, 3), 200, np.uint8)) for height in (8, 80))
+    places = set()
+    for _ in range(12):
+        found = pasted(real, [small, large], True, RNG)
+        assert found.pixels.shape == (80, 90, 3) and found.defect == "spot"
+        inside = found.pixels[found.marked > 0]
+        assert inside.mean() < 140 and (found.pixels[found.marked == 0] == 200).all()
+        places.add(tuple(np.argwhere(found.marked)[0]))
+    assert len(places) > 6
+    assert pasted(real, [small], True, RNG) is None
+    pixels, mask = varied_defect(real, False, np.random.default_rng(1))
+    assert mask[40:].sum() == mask.sum()        # never mirrored where that is forbidden
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory):
+    """A run of two defects, two of six photographs of each, and three pairs of each."""
+    root = tmp_path_factory.mktemp("inspected")
+    weights, data = save_checkpoint(root / "weights"), root / "data/tile"
+    for name in [f"test/{d}/{i}" for d in ("hole", "crack") for i in range(6)] + [
+            f"{folder}/good/{i}" for folder in ("train", "test") for i in range(5)]:
+        pixels, mask = grain(64, 64), np.zeros((64, 64), np.uint8)
+        mask[10:30, 10:30] = 255
+        for path, values in ((data / f"{name}.png", pixels),
+                             (data / f"{name}_mask.png".replace("test", "ground_truth"), mask)):
+            if "good" not in str(path) or "mask" not in path.name:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(values).save(path)
+    shutil.copy(data / "test/hole/0.png", data / "test/hole/4.png")       # learned, as another name
+    assert call("train_embed", "--weights", weights, "--data", data, "--steps", 1, "--no-masks",
+                "--out", root / "run") == 0
+    assert call("sample", "--run", root / "run", "--masks", "train", "--n", 3, "--steps", 1,
+                "--gate", "off", "--out", root / "pairs") == 0
+    return root
+
+
+@pytest.fixture(autouse=True)
+def small_windows(monkeypatch):
+    for name, value in {"WINDOW": 16, "BATCH": 4, "CHANNELS": (8, 16)}.items():
+        monkeypatch.setattr(detector, name, value)
+
+
+def inspect(root, *more):
+    return call("evaluate", "inspect", "--data", root / "data/tile", "--detector-steps", 2,
+                "--seeds", 1, *more)
+
+
+def test_inspect_tests_what_neither_run_nor_pairs_have_seen(learned, capsys, monkeypatch):
+    seen_by = []
+
+    def spied(draw, *rest):
+        seen_by.append(draw)
+        return original(draw, *rest)
+    original = trials.tested
+    monkeypatch.setattr(trials, "tested", spied)
+    out = learned / "proof"
+    command = [learned, "--run", learned / "run", "--pairs", learned / "pairs", "--out", out]
+    assert inspect(*command) == 0
+    said = capsys.readouterr()
+    last = said.out.splitlines()[-1]
+    assert last.startswith("all defects: no verdict (it takes 2 draws"), said.out
+    assert "test/hole/0.png, test/hole/4.png show the same part" in said.err
+    draw = seen_by[0]
+    names = {f"{p.defect}{p.path.stem}" for p in draw.tested}
+    assert names == {"hole2", "hole3", "hole5", "crack2", "crack3", "crack4", "crack5"}
+    into = {row["normal"] for row in csv.DictReader(open(learned / "pairs/_meta/manifest.csv"))}
+    untouched, good = ({str(p.path) for p in some} for some in (draw.untouched, draw.good))
+    assert untouched.isdisjoint(into | good) and into <= good
+    assert sum("/test/good/" in path for path in untouched) == 5
+    assert len(draw.real) == 4 and len(draw.pairs) == 6 and draw.photographs == 2
+    rows = list(csv.DictReader(open(out / "results.csv")))
+    assert len(rows) == 5 * 2 and {row["trained_on"] for row in rows} == set(trials.WAYS)
+    page = (out / "report.html").read_text()
+    assert escape(last) in page and "tile/hole" in page and "<script" not in page and "http" not in page
+    monkeypatch.setattr(trials, "trained", None)
+    assert inspect(*command) == 0 and list(csv.DictReader(open(out / "results.csv"))) == rows
+
+
+def test_inspect_learns_and_paints_each_number_of_photographs(learned, capsys, monkeypatch):
+    out = learned / "curve"
+    command = [learned, "--photographs", "2,1", "--only", "tile/crack", "--n", 2, "--steps", 1,
+               "--weights", learned / "weights", "--out", out]
+    assert inspect(*command) == 0
+    assert {p.name for p in out.iterdir()} == {
+        "1-0", "1-1", "2-0", "2-1", "normals", "trials", "results.csv", "report.html"}
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("tile/crack")]
+    assert len(lines) == 2 and "with 1 photograph;" in lines[0] and "2 photographs;" in lines[1]
+    trained_on = {name: {e.image for d in read_run(out / name / "run").defects for e in d.examples}
+                  for name in ("1-0", "1-1", "2-0", "2-1")}
+    assert trained_on["1-0"] < trained_on["2-0"] and not trained_on["1-0"] & trained_on["1-1"]
+    monkeypatch.setattr(trials, "trained", None)
+    assert inspect(*command) == 0
+
+
+@pytest.mark.parametrize("options, says", [
+    (["--photographs", 6], "--photographs: 6, but the 6 photographs of tile/"),
+    (["--run", "{root}/run", "--pairs", "{root}/data"], "0.png: a photograph of --data, no pair"),
+    (["--run", "{root}/run", "--run", "{root}/run", "--pairs", "{root}/pairs"], "--run: 2, and 1"),
+    (["--photographs", "1,x"], "--photographs: "), (["--photographs", 1, "--run", "x"], "leave"),
+    (["--photographs", 1, "--parts", "("], "is no regular expression"),
+    (["--photographs", 1, "--parts", "^Z"], "names the part of none of 22"),
+    (["--photographs", 1, "--only", "tile/dent"], "--only: no defect 'tile/dent'"),
+    (["--run", "{root}", "--pairs", "{root}/pairs"], "not a training run"),
+    (["--run", "{root}/run", "--pairs", "{root}/nothing"], "nothing: no such folder")])
+def test_what_cannot_be_inspected_is_refused_in_a_line(learned, capsys, options, says):
+    options = [str(o).format(root=learned) for o in options]
+    assert inspect(learned, *options, "--out", learned / "never") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("evaluate.py: ") and says in error, error
+    assert not (learned / "never").exists()
+
+
+@pytest.mark.parametrize("removed, says", [
+    ("test/good", None), ("train/good", "of tile without a defect are left to learn"),
+    ("test/crack", "of tile/crack no photograph is left to test on"),
+    ("ground_truth/hole/3_mask.png", "no mask of that name")])
+def test_data_with_too_little_to_test_on_is_refused(learned, tmp_path, capsys, removed, says):
+    data = shutil.copytree(learned / "data/tile", tmp_path / "tile")
+    gone = data / removed
+    shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+    if removed == "test/crack":
+        shutil.rmtree(data / "ground_truth/crack")
+    code = call("evaluate", "inspect", "--data", data, "--detector-steps", 1, "--seeds", 1, "--run",
+                learned / "run", "--pairs", learned / "pairs", "--out", tmp_path / "out")
+    assert code == (0 if says is None else 2)
+    assert says is None or says in capsys.readouterr().err.splitlines()[-1]

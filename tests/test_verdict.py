@@ -1,0 +1,147 @@
+"""The verdict: what it takes to help, and that controls and empty pairs do not."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score
+
+from anomaly.progress import silent
+from anomaly.scores.detection import Scored
+from evaluation import detector
+from evaluation import trials as trials_file
+from evaluation.labelled import Labelled
+from evaluation.trials import (
+    BOTH,
+    PAIRS,
+    PASTED,
+    REAL,
+    SHUFFLED,
+    WAYS,
+    Draw,
+    Outcome,
+    Trial,
+    trials,
+)
+from evaluation.verdict import average_precisions, compare, verdict, verdicts
+
+SIDE = 48
+RNG = np.random.default_rng(0)
+
+
+def photograph(name, shape=None, dark=True):
+    """Noise, with a square (top, left, side), dark or light, that is marked."""
+    pixels = RNG.integers(90, 150, (SIDE, SIDE, 1), np.uint8).repeat(3, 2)
+    marked = np.zeros((SIDE, SIDE), np.float32)
+    if shape is not None:
+        top, left, side = shape
+        marked[top:top + side, left:left + side] = 1
+        pixels[marked > 0] = 20 if dark else 220
+    return Labelled(Path(name), "tile", "spot" if shape is not None else "", pixels, marked,
+                    np.ones_like(marked), 1)
+
+
+def spots(name, count, dark):
+    places = RNG.integers(2, SIDE - 12, (count, 2))
+    return [photograph(f"{name}{i}", (*place, 8), dark) for i, place in enumerate(places)]
+
+
+def draw(number, pairs):
+    """Of one dark spot; those that are tested are light, and so are good pairs."""
+    tested, untouched = spots(f"test{number}-", 6, False), [
+        photograph(f"untouched{number}-{i}") for i in range(6)]
+    return Draw(str(number), 1, spots(f"real{number}-", 1, True), pairs,
+                [photograph(f"good{number}-{i}") for i in range(8)], tested, untouched,
+                {p.path: i for i, p in enumerate([*tested, *untouched])}, True)
+
+
+def light():
+    return spots("pair", 12, False)
+
+
+def empty():
+    """Pairs in which nothing was painted, as an empty prompt leaves them."""
+    surfaces = [photograph(f"pair{i}") for i in range(12)]
+    return [replace(surface, defect="spot", marked=pair.marked)
+            for surface, pair in zip(surfaces, light())]
+
+
+def misplaced():
+    """Pairs whose masks lie elsewhere."""
+    return [replace(pair, marked=np.roll(pair.marked, SIDE // 2, axis=(0, 1))) for pair in light()]
+
+
+@pytest.mark.parametrize("pairs, word", [(light, "helps: "), (empty, None), (misplaced, None)])
+def test_good_pairs_help_and_neither_empty_nor_misplaced_ones_do(
+        tmp_path, monkeypatch, pairs, word):
+    for name, value in {"WINDOW": 32, "BATCH": 8, "CHANNELS": (8, 16)}.items():
+        monkeypatch.setattr(detector, name, value)
+    found = [one for number in range(2) for one in trials(
+        draw(number, pairs()), 2, 40, "cpu", tmp_path, silent)]
+    line, = verdicts(found)
+    assert line.startswith(f"tile/spot: {word}") if word else "helps" not in line, line
+    monkeypatch.setattr(trials_file, "trained", None)       # all of it is kept
+    assert len(list(tmp_path.iterdir())) == 2 * 2 * len(WAYS)
+
+
+def trial(number, seed, way, ap, parts=6):
+    """One in which every defective photograph has this precision at all levels."""
+    found = np.zeros((parts + 3, trials_file.LEVELS), np.float32)
+    found[:parts] = 1
+    alarms = np.zeros_like(found)
+    alarms[:parts] = 1 / ap - 1
+    some = [Labelled(Path(f"{i}"), "tile", "spot" if i < parts else "", *[found] * 3, 1)
+            for i in range(parts + 3)]
+    numbers = {"pixel_ap": ap, "false_alarms": 0.25}
+    return Trial(Draw(str(number), 1, [], [], [], some[:parts], some[parts:], {}, True), way, seed,
+                 {"tile/spot": Outcome(numbers, found, alarms, np.arange(parts + 3),
+                                      np.zeros(parts), [])})
+
+
+def study(draws=2, parts=6, **precisions):
+    """precisions: of each way, one for all draws and seeds or one for each."""
+    ways = {"real": REAL, "pasted": PASTED, "both": BOTH, "shuffled": SHUFFLED, "pairs": PAIRS}
+    return [trial(number, seed, ways[name], value if isinstance(value, float)
+                  else value[2 * number + seed], parts)
+            for number in range(draws) for seed in range(2) for name, value in precisions.items()]
+
+
+@pytest.mark.parametrize("changes, begins, says", [
+    ({}, "helps: AP 0.20 -> 0.50 (0.30 to 0.30) with 1 photograph;", "paste better (0.10 to 0.10)"),
+    ({"pasted": 0.5}, "helps: ", "against crop-and-paste no difference seen"),
+    ({"pasted": 0.6}, "helps: ", "against crop-and-paste worse"),
+    ({"shuffled": 0.5}, "not shown to help: with shuffled masks AP is 0.50 as well", ""),
+    ({"both": (0.5, 0.5, 0.5, 0.19)}, "no difference seen: ", ""),      # one seed says no
+    ({"both": 0.1}, "harms: ", ""),
+    ({"draws": 1}, "no verdict (it takes 2 draws", ""),
+    ({"parts": 4}, "no verdict (it takes 2 draws of photographs and 5 parts", "")])
+def test_the_verdict_takes_one_sign_two_draws_and_an_interval_without_zero(changes, begins, says):
+    line = verdict(study(**{"real": 0.2, "pasted": 0.4, "both": 0.5, "shuffled": 0.2, **changes}),
+                   ["tile/spot"])
+    assert line.startswith(begins) and says in line, line
+    assert line.endswith("half of the defects are found 0.25 -> 0.25")
+
+
+def test_an_interval_is_as_wide_as_the_parts_differ():
+    found = study(real=0.2, both=0.5)
+    for one in (one for one in found if one.way == BOTH):
+        one.tested["tile/spot"].alarms[:6] *= np.array([[0], [0], [0], [9], [9], [9]])
+    wide = compare(found, REAL, BOTH, ["tile/spot"])
+    assert wide.high - wide.low > 0.2
+    same = [replace(one, tested={k: replace(t, parts=np.zeros_like(t.parts))
+                                 for k, t in one.tested.items()}) for one in found]
+    narrow = compare(same, REAL, BOTH, ["tile/spot"])       # one part: nothing to resample
+    assert narrow.high == pytest.approx(narrow.low)
+
+
+def test_average_precision_of_resampled_photographs_is_sklearns():
+    maps = [Scored(RNG.random((20, 20)) + 0.2 * m, m, np.ones((20, 20)))
+            for m in (RNG.random((5, 20, 20)) < 0.1).astype(np.float32)]
+    counts = np.array([[1, 1, 1, 1, 1], [0, 3, 1, 1, 0], [2, 0, 0, 2, 1]])
+    expected = [average_precision_score(
+        np.concatenate([m.marked.ravel() for m in maps]),
+        np.concatenate([m.scores.ravel() for m in maps]),
+        sample_weight=np.repeat(row, 400)) for row in counts]
+    found = average_precisions(*trials_file.histograms(maps), counts)
+    np.testing.assert_allclose(found, expected, atol=0.01)

@@ -1,0 +1,135 @@
+"""Do pairs help? Paired differences of average precision, and what may be said of them in words.
+
+    helps: better than real photographs alone and than the control with shuffled masks
+    better: with every seed of every draw, two draws at least, and in 95 of 100 resamplings of parts
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+
+from evaluation.trials import BOTH, PASTED, REAL, SHUFFLED, Trial
+
+RESAMPLED = 1000
+DRAWS, PARTS = 2, 5         # fewer draws of photographs, or parts with a defect, are no proof
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One way to train less another, of the same draws and seeds."""
+
+    before: float           # mean average precision of pixels
+    after: float
+    low: float              # 95 % interval of the difference, over parts
+    high: float
+    differences: tuple[float, ...]      # of each draw and seed
+    proof: bool             # enough draws and parts
+
+    def is_better(self, sign: int = 1) -> bool:
+        """With one sign everywhere, and an interval without 0; sign -1: worse."""
+        return self.proof and min(sign * d for d in self.differences) > 0 \
+            and min(sign * self.low, sign * self.high) > 0
+
+    @property
+    def interval(self) -> str:
+        """In words."""
+        return f"({self.low:.2f} to {self.high:.2f})"
+
+
+def average_precisions(found: np.ndarray, alarms: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Of the pixels of photographs that count so often, (b, photographs): (b,).
+
+    Between two levels precision is that at the lower one; within 1 % of recall of the exact value.
+    """
+    marked, others = counts @ found, counts @ alarms
+    precision = marked.cumsum(1) / np.maximum(marked.cumsum(1) + others.cumsum(1), 1e-9)
+    return (precision * marked).sum(1) / np.maximum(marked.sum(1), 1e-9)
+
+
+def resampled(trials: list[Trial], key: str, rng: np.random.Generator) -> dict[int, np.ndarray]:
+    """How often each part counts, (RESAMPLED,): parts with the defect, and others, drawn anew."""
+    kinds: tuple[set[int], set[int]] = set(), set()
+    for some in trials:
+        defective, _ = some.draw.of(key)
+        for i, part in enumerate(some.tested[key].parts.tolist()):
+            kinds[i >= len(defective)].add(part)
+    found = {}
+    for parts in (sorted(kinds[0]), sorted(kinds[1] - kinds[0])):
+        if parts:
+            drawn = rng.multinomial(len(parts), [1 / len(parts)] * len(parts), RESAMPLED)
+            found |= dict(zip(parts, drawn.T))
+    return found
+
+
+def compare(trials: list[Trial], before: str, after: str, keys: list[str]) -> Comparison:
+    """Of the trials of one number of photographs; the mean over defects, if there are several."""
+    rng = np.random.default_rng(0)
+    drawn = np.zeros(RESAMPLED)
+    exact: dict[tuple[str, int, str], float] = {}
+    parts = 0
+    for key in keys:
+        counts = resampled(trials, key, rng)
+        pairs = {(t.draw.name, t.seed, t.way): t for t in trials if t.way in (before, after)}
+        for (draw, seed, way), one in pairs.items():
+            some = one.tested[key]
+            value = average_precisions(some.found, some.alarms,
+                                       np.stack([counts[p] for p in some.parts.tolist()], axis=1))
+            share = (1 if way == after else -1) * 2 / len(pairs) / len(keys)
+            drawn += share * value
+            exact[draw, seed, way] = exact.get((draw, seed, way), 0.0) \
+                + some.numbers["pixel_ap"] / len(keys)
+        parts = max(parts, len({p for t in trials for p in t.tested[key].parts[
+            :len(t.draw.of(key)[0])].tolist()}))
+    runs = sorted({(draw, seed) for draw, seed, _ in exact})
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    old, new = ([exact[*run, way] for run in runs] for way in (before, after))
+    return Comparison(float(np.mean(old)), float(np.mean(new)), float(low), float(high),
+                      tuple(b - a for a, b in zip(old, new)),
+                      len({draw for draw, _ in runs}) >= DRAWS and parts >= PARTS)
+
+
+def mean_number(trials: list[Trial], way: str, keys: list[str], name: str) -> float:
+    """Over draws, seeds and defects."""
+    return float(np.mean([t.tested[k].numbers[name] for t in trials if t.way == way for k in keys]))
+
+
+def verdict(trials: list[Trial], keys: list[str]) -> str:
+    """A line, of the trials of one number of photographs."""
+    real, control, paste = (compare(trials, way, BOTH, keys) for way in (REAL, SHUFFLED, PASTED))
+    n = trials[0].draw.photographs
+    figures = f"AP {real.before:.2f} -> {real.after:.2f} {real.interval} with {n} " \
+        f"photograph{'s' if n > 1 else ''}"
+    if not real.proof:
+        word = f"no verdict (it takes {DRAWS} draws of photographs and {PARTS} parts to test)"
+    elif real.is_better() and control.is_better():
+        word = "helps"
+    elif real.is_better():
+        word = f"not shown to help: with shuffled masks AP is {control.before:.2f} as well"
+    elif real.is_better(-1):
+        word = "harms"
+    else:
+        word = "no difference seen"
+    against = "better" if paste.is_better() else "worse" if paste.is_better(-1) else \
+        "no difference seen"
+    alarms = [mean_number(trials, way, keys, "false_alarms") for way in (REAL, BOTH)]
+    return (f"{word}: {figures}; against crop-and-paste {against} {paste.interval}; false alarms "
+            f"where half of the defects are found {alarms[0]:.2f} -> {alarms[1]:.2f}")
+
+
+def by_count(found: list[Trial]) -> Iterator[tuple[int, list[Trial]]]:
+    """The trials of each number of photographs."""
+    ordered = sorted(found, key=lambda one: one.draw.photographs)
+    for count, some in groupby(ordered, key=lambda one: one.draw.photographs):
+        yield count, list(some)
+
+
+def verdicts(found: list[Trial]) -> Iterator[str]:
+    """A line for each defect and number of photographs, and for all defects, if there are more."""
+    for _, some in by_count(found):
+        keys = list(some[0].tested)
+        for key in keys:
+            yield f"{key}: {verdict(some, [key])}"
+        if len(keys) > 1:
+            yield f"all defects: {verdict(some, keys)}"
