@@ -5,7 +5,9 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from anomaly.dataset import Defect, find_defects
 from anomaly.files.atomic_files import read_rows
@@ -16,6 +18,7 @@ from anomaly.pairs.plan import Plan
 from anomaly.runs import learn
 from anomaly.runs.guidance import Strength
 from anomaly.scores.gate import Verdict
+from anomaly.scores.lpips import expected_shapes
 from commands import call
 
 PASSES = 0.9        # of the first noise value: one try in five
@@ -184,12 +187,13 @@ def test_of_two_tries_the_one_with_fewer_faults_is_better_then_the_more_alike():
 
 def test_a_folder_of_pairs_is_judged_by_the_same_gate(sd, grey_run, tmp_path, capsys):
     out = tmp_path / "pairs"
-    assert call("sample", "--run", grey_run.folder, "--masks", "train", "--n", 3, "--batch-size", 1,
+    assert call("sample", "--run", grey_run.folder, "--masks", "train", "--n", 4, "--batch-size", 1,
                 "--steps", 1, "--tries", 1, "--out", out) == 0
     table = tmp_path / "q.csv"
     command = ["evaluate", "quality", "--run", grey_run.folder, "--pairs", out]
     assert call(*command, "--csv", table) == 0
-    assert "tile/bent-lead: " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "tile/bent-lead: " in said and "IC-LPIPS: n/a: give --vgg" in said
     from anomaly.pairs.quality import JUDGED
     by_image = {row["image"]: row for row in read_rows(table, JUDGED)}
     for row in rows_of(out):
@@ -200,7 +204,14 @@ def test_a_folder_of_pairs_is_judged_by_the_same_gate(sd, grey_run, tmp_path, ca
     assert call(*command, "--csv", table) == 2
     assert "never overwritten" in capsys.readouterr().err
     shutil.rmtree(out / "_meta")        # pairs of another tool: no normal photograph is known
-    assert call(*command, "--csv", tmp_path / "r.csv") == 0
+    save_file({name: torch.randn(shape) * (2 / np.prod(shape[1:])) ** 0.5
+               for name, shape in expected_shapes().items()}, tmp_path / "vgg.safetensors")
+    assert call(*command, "--csv", tmp_path / "r.csv", "--vgg", tmp_path / "vgg.safetensors") == 0
+    said = dict(line.strip().split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    assert said["copies of a training photograph"] == "0 of 4"
+    assert float(said["IC-LPIPS, crops"]) > 0 and "real" in said["diversity (0 alike, 1 unrelated)"]
+    assert said["IC-LPIPS, normals alone"] == "n/a: fewer than two pictures"
+    assert said["IS, KID"].startswith("n/a: give --inception")
     assert {row["visible"] for row in read_rows(tmp_path / "r.csv", JUDGED)} == {""}
     (out / "tile").rename(out / "other")
     assert call(*command) == 2

@@ -127,11 +127,11 @@ def inspect(args: argparse.Namespace, device: str) -> None:
     """Draw or read, train detectors, write results.csv, print the verdicts."""
     from evaluation.collection import collect
     from evaluation.draws import Study, draw_of, learned_draws, painted
-    from evaluation.inspection import inspected, write_results
+    from evaluation.inspection import held_folder, inspected, write_results
     from evaluation.report import write_report
     from evaluation.verdict import verdicts
     defects = select(find_defects(args.data), args.only)
-    with Display() as report:
+    with Display() as report, held_folder(args.out):
         ended = ending(report, cli.terminated)
         if args.photographs is None:
             made = [painted(read_run(run), pairs) for run, pairs in zip(args.run, args.pairs)]
@@ -146,8 +146,8 @@ def inspect(args: argparse.Namespace, device: str) -> None:
         for remark in collection.remarks:
             print(remark, file=sys.stderr)
         found = inspected(draws, args.seeds, args.detector_steps, device, args.out, ended)
-    write_results(found, args.out / "results.csv")
-    write_report(found, args.out / "report.html")
+        write_results(found, args.out / "results.csv")
+        write_report(found, args.out / "report.html")
     for name in ("results.csv", "report.html"):
         cli.say(args.out / name)
     print(*verdicts(found), sep="\n")

@@ -120,7 +120,7 @@ def set_rows(sd: StableDiffusion, run: Run, defects: list[Defect], normals: dict
         looked = [torch.cat([features(sd.vae, *(part[None] for part in crop_of(e, size)))
                              for e in some.examples]) for some in (pairs, real)]
         pair_spread, real_spread = (spread_of((f - gate.centre) / gate.scale) for f in looked)
-        yield pairs.key, "diversity (0: alike, 1: unrelated)", f"{pair_spread}; real {real_spread}"
+        yield pairs.key, "diversity (0 alike, 1 unrelated)", f"{pair_spread}; real {real_spread}"
         own = [row for row in judged if row["defect"] == pairs.name
                and row["object"] == pairs.object]
         copied = sum("a piece of a training photograph" in row["reason"] for row in own)
