@@ -54,7 +54,7 @@ def test_photographs_of_one_part_are_found_whatever_their_light_and_place():
     twin[20:60, 20:60] = 0      # the same defect on another part
     photographs = [seen(part), seen(grain(150, 110)), seen(lit),
                    seen(defective, (20, 60, 20, 60)), seen(twin, (20, 60, 20, 60))]
-    assert near_duplicates(photographs, silent) == [(0, 2), (0, 3), (2, 3)]
+    assert sorted(near_duplicates(photographs, silent)) == [(0, 2), (0, 3), (2, 3)]
     other = [replace(photographs[2], object="nut"), photographs[0]]
     assert near_duplicates(other, silent) == []
 
@@ -66,6 +66,7 @@ def test_parts_are_named_by_a_pattern_or_a_table(tmp_path):
     assert [named[p] for p in paths] == ["A1", "A1", "B2"] * 2
     assert list(grouped(paths, named, []).values()) == [0, 0, 2, 0, 0, 2]
     assert list(grouped(paths, {}, [(1, 2), (2, 4)]).values()) == [0, 1, 1, 3, 1, 5]
+    assert list(grouped(paths, named, [(1, 2), (2, 4)]).values()) == [0, 0, 2, 0, 0, 2]
     table = tmp_path / "parts.csv"
     table.write_text("image,part\nhole/A1_left.png,x\nB2_left.png,x\n")
     assert list(named_parts(paths, str(table))) == [paths[0], paths[2], paths[5]]
@@ -152,6 +153,7 @@ def test_inspect_tests_what_neither_run_nor_pairs_have_seen(learned, quick, caps
     said = capsys.readouterr()
     last = said.out.splitlines()[-1]
     assert last.startswith("all defects: no verdict (it takes 2 draws"), said.out
+    assert "here 1, 1 and 3)" in last
     assert "test/hole/0.png, test/hole/4.png show the same part" in said.err
     draw = seen_by[0]
     names = {f"{p.defect}{p.path.stem}" for p in draw.tested}
@@ -176,21 +178,53 @@ def test_inspect_learns_and_paints_each_number_of_photographs(
     command = [learned, "--photographs", "2,1", "--only", "tile/crack", "--n", 2, "--steps", 1,
                "--weights", learned / "weights", "--out", out]
     assert inspect(*command) == 0
-    assert {p.name for p in out.iterdir()} == {
-        ".lock", "1-0", "1-1", "2-0", "2-1", "normals", "trials", "results.csv", "report.html"}
+    assert {p.name for p in out.iterdir()} == {".lock", "config.json", "1-0", "1-1", "2-0", "2-1",
+                                               "normals", "trials", "results.csv", "report.html"}
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("tile/crack")]
-    assert len(lines) == 2 and "with 1 photograph;" in lines[0] and "2 photographs;" in lines[1]
+    assert len(lines) == 2 and "with 1 photograph," in lines[0] and "2 photographs," in lines[1]
     trained_on = {name: {e.image for d in read_run(out / name / "run").defects for e in d.examples}
                   for name in ("1-0", "1-1", "2-0", "2-1")}
     assert trained_on["1-0"] < trained_on["2-0"] and not trained_on["1-0"] & trained_on["1-1"]
     monkeypatch.setattr(trials, "trained", None)
     assert inspect(*command) == 0
+    assert inspect(*command, "--n", 3) == 2
+    assert "--n: 3, but" in capsys.readouterr().err
+
+
+def test_copies_of_what_was_learned_or_painted_into_are_not_tested(
+        learned, quick, tmp_path, monkeypatch):
+    """The data set lies elsewhere, and what was painted into is kept back there."""
+    seen_by, original = [], trials.tested
+    monkeypatch.setattr(trials, "tested", lambda draw, *rest: (
+        seen_by.append(draw), original(draw, *rest))[1])
+    data, into = tmp_path / "tile", {
+        Path(row["normal"]) for row in csv.DictReader(open(learned / "pairs/_meta/manifest.csv"))}
+    shutil.copytree(learned / "data/tile", data)
+    for path in sorted(into):
+        (data / "train/good" / path.name).rename(data / f"test/good/copy{path.name}")
+    assert call("evaluate", "inspect", "--data", data, "--detector-steps", 1, "--seeds", 1, "--run",
+                learned / "run", "--pairs", learned / "pairs", "--out", tmp_path / "out") in (0, 2)
+    for draw in seen_by:
+        tested = {p.path.name for p in (*draw.untouched, *draw.tested)}
+        assert not {f"copy{path.name}" for path in into} & tested
+        assert {"0.png", "1.png"}.isdisjoint(p.path.name for p in draw.tested)
+
+
+def test_pairs_of_another_run_are_refused(learned, quick, tmp_path, capsys):
+    other = shutil.copytree(learned / "run", tmp_path / "run")
+    with open(other / "spatial_encoder.safetensors", "ab") as file:
+        file.write(b" ")
+    assert inspect(learned, "--run", other, "--pairs", learned / "pairs", "--out",
+                   tmp_path / "out") == 2
+    assert "painted by another run than" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("options, says", [
     (["--photographs", 6], "--photographs: 6, but the 6 photographs of tile/"),
-    (["--run", "{root}/run", "--pairs", "{root}/data"], "0.png: a photograph of --data, no pair"),
+    (["--run", "{root}/run", "--pairs", "{root}/data"], "no _meta/manifest.csv in it"),
     (["--run", "{root}/run", "--run", "{root}/run", "--pairs", "{root}/pairs"], "--run: 2, and 1"),
+    (["--photographs", 1, "--vgg", "x"], "--vgg does not belong to inspect"),
+    (["--steps", 1, "--run", "{root}/run", "--pairs", "{root}/pairs"], "--steps belongs to --ph"),
     (["--photographs", "1,x"], "--photographs: "), (["--photographs", 1, "--run", "x"], "leave"),
     (["--photographs", 1, "--parts", "("], "is no regular expression"),
     (["--photographs", 1, "--parts", "^Z"], "names the part of none of 22"),
@@ -208,15 +242,15 @@ def test_what_cannot_be_inspected_is_refused_in_a_line(learned, quick, capsys, o
 
 @pytest.mark.parametrize("removed, says", [
     ("test/good", None), ("train/good", "of tile without a defect are left to learn"),
-    ("test/crack", "of tile/crack no photograph is left to test on"),
+    ("test/crack", "--data: has no tile/crack, which"),
+    ("test/crack/[2-5]*", "of tile/crack no photograph is left to test on"),
     ("ground_truth/hole/3_mask.png", "no mask of that name")])
 def test_data_with_too_little_to_test_on_is_refused(
         learned, quick, tmp_path, capsys, removed, says):
     data = shutil.copytree(learned / "data/tile", tmp_path / "tile")
-    gone = data / removed
-    shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
-    if removed == "test/crack":
-        shutil.rmtree(data / "ground_truth/crack")
+    for gone in (*data.glob(removed), *data.glob(removed.replace("test/c", "ground_truth/c"))):
+        if gone.exists():
+            shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
     code = call("evaluate", "inspect", "--data", data, "--detector-steps", 1, "--seeds", 1, "--run",
                 learned / "run", "--pairs", learned / "pairs", "--out", tmp_path / "out")
     assert code == (0 if says is None else 2)

@@ -1,10 +1,17 @@
 """Numbers of sets: LPIPS as its authors define it, clusters, and what is not available."""
 
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
+from anomaly.dataset import Defect, Example
 from anomaly.scores import lpips
 from evaluation.sets import fidelity_rows, read_vgg, spread_of
 
@@ -97,6 +104,30 @@ def test_diversity_is_zero_of_copies_and_one_of_unrelated():
 
 
 def test_what_torch_fidelity_would_say_is_not_available_without_it(monkeypatch, tmp_path):
-    monkeypatch.setitem(__import__("sys").modules, "torch_fidelity", None)
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     (name, value), = fidelity_rows(None, None, tmp_path)
     assert name == "IS, KID" and value.startswith("n/a: torch-fidelity cannot be imported")
+
+
+def test_torch_fidelity_is_given_the_crops_and_its_faults_are_said(monkeypatch, tmp_path):
+    Image.new("RGB", (64, 64)).save(tmp_path / "0.png")
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (20, 20, 30, 30))
+    mask.save(tmp_path / "mask.png")
+    some = Defect("nut", "hole", (Example(tmp_path / "0.png", (tmp_path / "mask.png",)),) * 11)
+    asked = []
+
+    def measured(**options):
+        asked.append({**options, "files": len(list(Path(options["input1"]).iterdir()))})
+        if options["feature_extractor_weights_path"].endswith("bad"):
+            raise RuntimeError("bad\nweights")
+        return {"inception_score_mean": 1.5, "kernel_inception_distance_mean": 0.01}
+    monkeypatch.setitem(sys.modules, "torch_fidelity", SimpleNamespace(calculate_metrics=measured))
+    assert list(fidelity_rows(some, some, tmp_path / "good")) == [
+        ("IS, crops", "1.50"), ("KID x 1000, crops", "10.0")]
+    assert asked[0]["files"] == 11 == asked[0]["kid_subset_size"] and asked[0]["isc"]
+    assert list(fidelity_rows(some, some, tmp_path / "bad")) == [
+        ("IS, KID", "n/a: torch-fidelity: bad weights")]
+    few = replace(some, examples=some.examples[:3])
+    assert list(fidelity_rows(few, some, tmp_path)) == [
+        ("IS, KID", "n/a: fewer than 10 pairs, or photographs learned from")]

@@ -1,10 +1,12 @@
 """The verdict: what it takes to help, and that controls and empty pairs do not."""
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import t
 from sklearn.metrics import average_precision_score
 
 from anomaly.progress import silent
@@ -56,6 +58,34 @@ def draw(number, pairs):
                 {p.path: i for i, p in enumerate([*tested, *untouched])}, True)
 
 
+def drawn_by(monkeypatch):
+    """How many windows with a defect and without are drawn from now on, and how many steps."""
+    counts, window, loss = Counter(), detector.window, detector.focal_loss
+
+    def counted(seen, *rest):
+        counts["defective" if seen[3].any() else "good"] += 1
+        return window(seen, *rest)
+    monkeypatch.setattr(detector, "window", counted)
+    monkeypatch.setattr(detector, "focal_loss", lambda *a: (counts.update(["steps"]), loss(*a))[1])
+    return counts
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_all_ways_get_the_same_steps_and_the_same_share_of_defects(monkeypatch, way):
+    counts, some = drawn_by(monkeypatch), draw(0, light())
+    monkeypatch.setattr(detector, "WINDOW", 16)
+    detector.trained(trials_file.sources(some, way), some.good, some.defects, 3, True, 0, "cpu")
+    assert counts == {"defective": 24, "good": 24, "steps": 3}
+
+
+def test_a_control_has_other_masks_even_if_all_are_alike():
+    one = light()[0]
+    some = draw(0, [replace(one, path=Path(str(i))) for i in range(3)])
+    for pair in trials_file.many_shuffled(some):
+        assert pair.marked.sum() == one.marked.sum() and not (pair.marked * one.marked).any()
+        assert (pair.pixels == one.pixels).all()
+
+
 def light():
     return spots("pair", 12, False)
 
@@ -72,17 +102,24 @@ def misplaced():
     return [replace(pair, marked=np.roll(pair.marked, SIDE // 2, axis=(0, 1))) for pair in light()]
 
 
-@pytest.mark.parametrize("pairs, word", [(light, "helps: "), (empty, None), (misplaced, None)])
+@pytest.mark.parametrize("pairs, words", [
+    (light, ["helps: "]), (empty, ["no difference seen", "harms"]),
+    (misplaced, ["no difference seen", "harms"])])
 def test_good_pairs_help_and_neither_empty_nor_misplaced_ones_do(
-        tmp_path, monkeypatch, pairs, word):
+        tmp_path, monkeypatch, pairs, words):
     for name, value in {"WINDOW": 32, "BATCH": 8, "CHANNELS": (8, 16)}.items():
         monkeypatch.setattr(detector, name, value)
-    found = [one for number in range(2) for one in trials(
-        draw(number, pairs()), 2, 40, "cpu", tmp_path, silent)]
-    line, = verdicts(found)
-    assert line.startswith(f"tile/spot: {word}") if word else "helps" not in line, line
+    draws = [draw(number, pairs()) for number in range(2)]
+
+    def run():
+        return [one for some in draws for one in trials(some, 3, 30, "cpu", tmp_path, silent)]
+    line, = verdicts(run())
+    assert line.startswith(tuple(f"tile/spot: {word}" for word in words)), line
     monkeypatch.setattr(trials_file, "trained", None)       # all of it is kept
-    assert len(list(tmp_path.iterdir())) == 2 * 2 * len(WAYS)
+    assert [line] == list(verdicts(run()))
+
+
+BEST = {"real": 0.2, "pasted": 0.4, "both": 0.5, "shuffled": 0.2}
 
 
 def trial(number, seed, way, ap, parts=6):
@@ -93,9 +130,10 @@ def trial(number, seed, way, ap, parts=6):
     alarms[:parts] = 1 / ap - 1
     some = [Labelled(Path(f"{i}"), "tile", "spot" if i < parts else "", *[found] * 3, 1)
             for i in range(parts + 3)]
+    real = [replace(some[0], path=Path(f"real{number}"))]
     numbers = {"pixel_ap": ap, "false_alarms": 0.25}
-    return Trial(Draw(str(number), 1, [], [], [], some[:parts], some[parts:], {}, True), way, seed,
-                 {"tile/spot": Outcome(numbers, found, alarms, np.arange(parts + 3),
+    return Trial(Draw(str(number), 1, real, [], [], some[:parts], some[parts:], {}, True), way,
+                 seed, {"tile/spot": Outcome(numbers, found, alarms, np.arange(parts + 3),
                                       np.zeros(parts), [])})
 
 
@@ -103,24 +141,30 @@ def study(draws=2, parts=6, **precisions):
     """precisions: of each way, one for all draws and seeds or one for each."""
     ways = {"real": REAL, "pasted": PASTED, "both": BOTH, "shuffled": SHUFFLED, "pairs": PAIRS}
     return [trial(number, seed, ways[name], value if isinstance(value, float)
-                  else value[2 * number + seed], parts)
-            for number in range(draws) for seed in range(2) for name, value in precisions.items()]
+                  else value[3 * number + seed], parts)
+            for number in range(draws) for seed in range(3) for name, value in precisions.items()]
 
 
 @pytest.mark.parametrize("changes, begins, says", [
-    ({}, "helps: AP 0.20 -> 0.50 (0.30 to 0.30) with 1 photograph;", "paste better (0.10 to 0.10)"),
+    ({}, "helps: AP 0.20 -> 0.50 (0.30 to 0.30) with 1 photograph, tested on 6 parts; against",
+     "paste better (0.10 to 0.10)"),
     ({"pasted": 0.5}, "helps: ", "against crop-and-paste no difference seen"),
     ({"pasted": 0.6}, "helps: ", "against crop-and-paste worse"),
-    ({"shuffled": 0.5}, "not shown to help: with shuffled masks AP is 0.50 as well", ""),
-    ({"both": (0.5, 0.5, 0.5, 0.19)}, "no difference seen: ", ""),      # one seed says no
+    ({"shuffled": 0.5}, "not shown to help: the control with shuffled masks has 0.50", ""),
+    ({"both": (0.5, 0.5, 0.5, 0.5, 0.5, 0.19)}, "no difference seen: ", ""),    # one seed says no
     ({"both": 0.1}, "harms: ", ""),
-    ({"draws": 1}, "no verdict (it takes 2 draws", ""),
-    ({"parts": 4}, "no verdict (it takes 2 draws of photographs and 5 parts", "")])
+    ({"draws": 1}, "no verdict (it takes 2 draws", "here 1, 3 and 6)"),
+    ({"parts": 4}, "no verdict (it takes 2 draws", "here 2, 6 and 4)")])
 def test_the_verdict_takes_one_sign_two_draws_and_an_interval_without_zero(changes, begins, says):
-    line = verdict(study(**{"real": 0.2, "pasted": 0.4, "both": 0.5, "shuffled": 0.2, **changes}),
-                   ["tile/spot"])
+    line = verdict(study(**{**BEST, **changes}), ["tile/spot"])
     assert line.startswith(begins) and says in line, line
     assert line.endswith("half of the defects are found 0.25 -> 0.25")
+
+
+def test_two_draws_of_the_same_photographs_are_one():
+    found = study(**BEST)
+    same = [replace(one, draw=replace(one.draw, real=found[0].draw.real)) for one in found]
+    assert verdict(same, ["tile/spot"]).startswith("no verdict")
 
 
 def test_an_interval_is_as_wide_as_the_parts_differ():
@@ -129,10 +173,24 @@ def test_an_interval_is_as_wide_as_the_parts_differ():
         one.tested["tile/spot"].alarms[:6] *= np.array([[0], [0], [0], [9], [9], [9]])
     wide = compare(found, REAL, BOTH, ["tile/spot"])
     assert wide.high - wide.low > 0.2
-    same = [replace(one, tested={k: replace(t, parts=np.zeros_like(t.parts))
-                                 for k, t in one.tested.items()}) for one in found]
+    same = [replace(one, tested={k: replace(x, parts=np.zeros_like(x.parts))
+                                 for k, x in one.tested.items()}) for one in found]
     narrow = compare(same, REAL, BOTH, ["tile/spot"])       # one part: nothing to resample
     assert narrow.high == pytest.approx(narrow.low)
+
+
+def test_a_mean_over_few_parts_has_the_interval_of_students_t():
+    """Of a defect in which nothing is found but what is marked, AP is a mean over parts."""
+    found = study(real=0.5, both=0.5, parts=8)
+    values = RNG.normal(100, 5, 8)
+    for one in (one for one in found if one.way == BOTH):
+        some = one.tested["tile/spot"]
+        some.found[:8], some.alarms[:8] = 0, 0
+        some.found[:8, 0] = values
+        some.found[:8, 1], some.alarms[:8, 1] = 200 - values, 1e9       # found last, at no use
+    wide = compare(found, REAL, BOTH, ["tile/spot"])
+    half = t.ppf(0.975, 7) * values.std(ddof=1) / 8 ** 0.5 / 200
+    assert (wide.high - wide.low) / 2 == pytest.approx(half, rel=0.1)
 
 
 def test_average_precision_of_resampled_photographs_is_sklearns():

@@ -13,12 +13,18 @@ from display import Display
 import cli
 from anomaly.dataset import find_defects, select
 from anomaly.files.atomic_files import write_rows
+from anomaly.files.names import whole
 from anomaly.pairs.quality import JUDGED, judged, normals_by_image
 from anomaly.progress import ending
 from anomaly.runs.run_folder import check_weights, read_run
-from evaluation import detector, labelled
+from evaluation.proof_folder import DETECTOR_STEPS, RESOLUTION, check_extra, held_folder
+from evaluation.sets import read_vgg, set_rows
 from weights import load
 
+QUALITY = ("csv", "vgg", "inception")       # options of one of the two
+STUDY = ("only", "draws", "n", "steps", "no_flip", "weights")       # of --photographs
+INSPECT = (*STUDY, "data", "photographs", "parts", "seeds", "detector_steps", "resolution", "out")
+SAME = (*STUDY, "data", "parts", "resolution")      # that the same --out must have been made with
 DESCRIPTION = """\
 quality    judge pairs by the gate of a run: a row a pair, and the share that passes
 inspect    train detectors on real photographs, on pasted ones and on pairs, test them on
@@ -62,7 +68,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     group("--only", metavar="O/D,...", help="with --photographs: only these defects")
     group("--parts", metavar="FILE|REGEX",
           help="which photographs show one part: a CSV file with the columns image and part, or "
-               "what to find in file names, such as '^[0-9]+' (near-duplicates are found anyway)")
+               "what to find in file names, such as '^[0-9]+'; others are one part if they look "
+               "the same beside the defect")
     group("--draws", type=cli.at_least(1), default=2, metavar="N",
           help="with --photographs: how often to draw them (default: 2; 1 is no proof)")
     group("--n", type=cli.at_least(2), default=24, metavar="N",
@@ -75,11 +82,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
           help="with --photographs: the checkpoint (default: tiny)")
     group("--seeds", type=cli.at_least(1), default=3, metavar="N",
           help="detectors of each kind (default: 3)")
-    group("--detector-steps", type=cli.at_least(1), default=detector.STEPS, metavar="N",
-          help=f"training steps of each (default: {detector.STEPS})")
-    group("--resolution", type=cli.at_least(32), default=labelled.RESOLUTION, metavar="PX",
+    group("--detector-steps", type=cli.at_least(1), default=DETECTOR_STEPS, metavar="N",
+          help=f"training steps of each (default: {DETECTOR_STEPS})")
+    group("--resolution", type=cli.at_least(32), default=RESOLUTION, metavar="PX",
           help="longer side at most of what a detector sees; a whole number of a photograph's "
-               f"pixels becomes one (default: {labelled.RESOLUTION})")
+               f"pixels becomes one (default: {RESOLUTION})")
     group("--out", type=cli.path, default=Path("proof"), metavar="DIR",
           help="results.csv and what is kept of each detector; the same command goes on "
                "where it stopped (default: proof)")
@@ -89,6 +96,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         parser.error("inspect needs --data")
     if args.photographs is not None and (args.run or args.pairs):
         parser.error("--photographs learns and paints itself; leave --run and --pairs out")
+    for name in QUALITY if args.what == "inspect" else INSPECT:
+        if getattr(args, name) != parser.get_default(name):
+            parser.error(f"--{name.replace('_', '-')} does not belong to {args.what}")
+    for name in STUDY if args.photographs is None else ():
+        if getattr(args, name) != parser.get_default(name):
+            parser.error(f"--{name.replace('_', '-')} belongs to --photographs")
     args.run, args.pairs = args.run or [Path("runs/demo")], args.pairs or [Path("generated")]
     if len(args.run) != len(args.pairs) or (args.what == "quality" and len(args.run) > 1):
         parser.error(f"--run: {len(args.run)}, and {len(args.pairs)} --pairs; expected one of each"
@@ -97,13 +110,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def quality(args: argparse.Namespace, device: str) -> None:
-    """Load, judge, print what share of each defect passes."""
+    """Load, judge, print what share of each defect passes, and how the pairs are as a set."""
     if args.csv is not None and not args.csv.parent.is_dir():
         raise FileNotFoundError(f"{args.csv}: no such folder; give a --csv in one that is there")
     if args.csv is not None and args.csv.exists():
         raise FileExistsError(f"{args.csv}: is there already, and is never overwritten; give a new "
                               f"--csv")
-    from evaluation.sets import read_vgg, set_rows
+    if args.inception is not None and not args.inception.is_file():
+        raise FileNotFoundError(f"{args.inception}: no such file; --inception takes the weights")
     run, vgg = read_run(args.run[0]), None if args.vgg is None else read_vgg(args.vgg)
     with Display() as report:
         weights = run.config["options"]["weights"]
@@ -112,9 +126,9 @@ def quality(args: argparse.Namespace, device: str) -> None:
         check_weights(run, sd.source, sd.fingerprint())
         defects, normals = find_defects(args.pairs[0]), normals_by_image(args.pairs[0])
         rows = list(judged(sd, run, defects, normals, report))
+        if args.csv is not None:
+            write_rows(args.csv, JUDGED, rows)
         sets = list(set_rows(sd, run, defects, normals, rows, vgg, args.inception, report))
-    if args.csv is not None:
-        write_rows(args.csv, JUDGED, rows)
     made = Counter(f"{row['object']}/{row['defect']}" for row in rows)
     passed = Counter(f"{row['object']}/{row['defect']}" for row in rows if row["verdict"] == "pass")
     for key, count in made.items():
@@ -124,27 +138,29 @@ def quality(args: argparse.Namespace, device: str) -> None:
 
 
 def inspect(args: argparse.Namespace, device: str) -> None:
-    """Draw or read, train detectors, write results.csv, print the verdicts."""
-    from evaluation.collection import collect
-    from evaluation.draws import Study, draw_of, learned_draws, painted
-    from evaluation.inspection import held_folder, inspected, write_results
+    """Draw or read, train detectors, write results.csv and report.html, print the verdicts."""
+    check_extra()
+    from evaluation.collection import collect, painted
+    from evaluation.draws import Study, chosen_draws, draw_of, learned_draws
+    from evaluation.inspection import inspected, write_results
     from evaluation.report import write_report
     from evaluation.verdict import verdicts
+    options = {name: str(whole(value)) if isinstance(value, Path) else value
+               for name, value in vars(args).items() if name in SAME}
     defects = select(find_defects(args.data), args.only)
-    with Display() as report, held_folder(args.out):
+    with Display() as report, held_folder(args.out, options) as begin:
         ended = ending(report, cli.terminated)
         if args.photographs is None:
             made = [painted(read_run(run), pairs) for run, pairs in zip(args.run, args.pairs)]
             collection = collect(defects, made, args.resolution, args.parts, ended)
-            draws = (draw_of(str(some.folder), some, collection) for some in made)
+            draws = [draw_of(str(some.folder), some, collection, ended) for some in made]
         else:
-            collection = collect(defects, [], args.resolution, args.parts, ended)
-            study = Study(args.photographs, args.draws, args.n, args.steps, not args.no_flip,
-                          args.out)
             sd = load(args.weights, device, cli.DTYPES[cli.choose_dtype(args.dtype, device)])
-            draws = learned_draws(sd, defects, collection, study, cli.terminated, report)
-        for remark in collection.remarks:
-            print(remark, file=sys.stderr)
+            collection = collect(defects, [], args.resolution, args.parts, ended)
+            study = Study(args.draws, args.n, args.steps, not args.no_flip, args.out)
+            wanted = chosen_draws(defects, collection, args.photographs, study)
+            draws = learned_draws(sd, wanted, collection, study, cli.terminated, report)
+        begin()
         found = inspected(draws, args.seeds, args.detector_steps, device, args.out, ended)
         write_results(found, args.out / "results.csv")
         write_report(found, args.out / "report.html")

@@ -2,7 +2,8 @@
 
 A map has a score a cell, higher where a defect is more likely; a cell is a square of the
 photograph's pixels, of which some are marked. All its pixels have its score, so that the numbers
-are those of the photographs' own pixels: no mask is shrunk, eroded or dilated. Ties are exact.
+are those of the photographs' own pixels: no mask is shrunk, eroded or dilated. Ties are exact. Only
+the regions of PRO are of cells: what touches there is one.
 """
 
 from dataclasses import dataclass

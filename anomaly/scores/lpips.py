@@ -3,7 +3,7 @@
     LPIPS(a, b) = sum over layers l  mean over pixels  sum over channels c  w_lc (a_lc - b_lc)^2
 
 a_l: features of VGG-16, of length 1 at each pixel. As w is not negative this is the square of a
-distance between vectors sqrt(w_lc / pixels) a_lc, so that a picture is seen by the network once.
+distance between vectors sqrt(w_lc / pixels) a_lc: pictures need the network, pairs of them do not.
 """
 
 from collections.abc import Callable

@@ -1,20 +1,26 @@
 """The photographs of a data set, as a detector sees them, and which may be learned or tested."""
 
+import hashlib
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from anomaly.dataset import Defect, Example, find_defects
+from anomaly.files.atomic_files import read_json
 from anomaly.files.folders import image_files
 from anomaly.files.names import shown, unshown, whole
-from anomaly.pairs.manifest import manifest_rows
-from anomaly.progress import Report, each
+from anomaly.pairs.selection import rows_of
+from anomaly.progress import Report, T, each
 from anomaly.runs.run_folder import Run
+from anomaly.training_files import sha256
 from evaluation.labelled import Labelled, labelled
 from evaluation.parts import grouped, named_parts, near_duplicates
 
 GOOD, TESTED_GOOD = 100, 30     # photographs without defect of an object: at most; to test on
+SMALL = 9                       # cells of a defect below which a detector hardly sees it
 log = logging.getLogger("anomaly.evaluation")       # the tools show the packages' remarks
 
 
@@ -25,14 +31,20 @@ class Painted:
     run: Run
     folder: Path
     defects: list[Defect]           # of the run
-    pairs: dict[str, list[Path]]    # by object/defect: the images that passed the gate, or all
+    pairs: dict[str, list[Example]]     # by object/defect: those that passed the gate, or all
     normals: dict[Path, str]        # what was painted into, with its object
+    known: set[str]                 # sha256 of that, and of all that the run has learned
 
 
 def painted(run: Run, folder: Path) -> Painted:
-    """ValueError if no pair is of a defect of the run."""
+    """ValueError if they are another run's, or if no pair is of one of its defects."""
     folder = whole(folder)
-    rows = {str(folder / unshown(row["image"])): row for row in manifest_rows(folder)}
+    rows = {folder / unshown(row["image"]): row for row in rows_of(folder)}
+    made_by = read_json(folder / "_meta/config.json", {}, "paint again").get("run")
+    encoder = hashlib.sha256((run.folder / "spatial_encoder.safetensors").read_bytes()).hexdigest()
+    if made_by not in (None, encoder):
+        raise ValueError(f"{folder}: painted by another run than {run.folder}, which may have "
+                         f"learned what is tested here; give the --run that painted them")
     made = {d.stem: d for d in find_defects(folder)}
     defects = [d for d in run.defects if d.stem in made]
     if not defects:
@@ -40,14 +52,15 @@ def painted(run: Run, folder: Path) -> Painted:
                          f"{', '.join(d.key for d in run.defects)}; give its own pairs")
     pairs = {}
     for d in defects:
-        images = [e.image for e in made[d.stem].examples]
-        doubtful = [i for i in images if rows.get(str(i), {}).get("verdict") == "doubtful"]
-        pairs[d.key] = [i for i in images if i not in doubtful] or images
+        every = list(made[d.stem].examples)
+        passed = [e for e in every if rows.get(e.image, {}).get("verdict") != "doubtful"]
+        pairs[d.key] = passed or every
         log.info("%s: %d pairs%s", d.key, len(pairs[d.key]),
-                 "" if not doubtful else f", {len(doubtful)} doubtful left out"
-                 if len(doubtful) < len(images) else ", all of them doubtful")
+                 ", all of them doubtful" if not passed else f", {len(every) - len(passed)} "
+                 "doubtful left out" if len(passed) < len(every) else "")
     return Painted(run, folder, defects, pairs,
-                   {whole(unshown(row["normal"])): row["object"] for row in rows.values()})
+                   {whole(unshown(row["normal"])): row["object"] for row in rows.values()},
+                   {row["normal_sha256"] for row in rows.values()} | set(run.hashes.values()))
 
 
 @dataclass(frozen=True)
@@ -55,12 +68,12 @@ class Collection:
     """Photographs of a data set and of what runs have learned."""
 
     seen: dict[Path, Labelled]
+    sha256: dict[Path, str]
     parts: dict[Path, int]
     defects: dict[str, list[Path]]          # by object/defect, in order of name
     good: dict[str, list[Path]]             # by object: of train/good
     kept_back: dict[str, list[Path]]        # by object: of test/good
     resolution: int
-    remarks: list[str]                      # what is worth saying of it
 
     def of(self, paths: Iterable[Path]) -> list[Labelled]:
         """The photographs themselves."""
@@ -69,6 +82,12 @@ class Collection:
     def parts_of(self, paths: Iterable[Path]) -> set[int]:
         """The parts that they show."""
         return {self.parts[path] for path in paths}
+
+    def known_to(self, some: Painted) -> set[int]:
+        """The parts that a run has learned or that its pairs are painted into."""
+        learned = {e.image for d in some.run.defects for e in d.examples}
+        return self.parts_of(p for p, sha in self.sha256.items()
+                             if p in some.normals or p in learned or sha in some.known)
 
     def divided(self, object_: str, taken: set[int]) -> tuple[list[Path], list[Path]]:
         """Photographs without defect, to learn from and to test on; no part is in both.
@@ -89,11 +108,11 @@ class Collection:
         return learned, [p for p in both if self.parts[p] in tested]
 
 
-def spread(paths: list[Path], most: int) -> list[Path]:
+def spread(items: list[T], most: int) -> list[T]:
     """At most so many, evenly over the list."""
-    if len(paths) <= most:
-        return paths
-    return [paths[i * len(paths) // most] for i in range(most)]
+    if len(items) <= most:
+        return items
+    return [items[i * len(items) // most] for i in range(most)]
 
 
 def good_files(defects: list[Defect], name: str) -> list[Path]:
@@ -102,31 +121,58 @@ def good_files(defects: list[Defect], name: str) -> list[Path]:
     return spread(image_files(folder), GOOD) if folder.is_dir() else []
 
 
+def check_runs(defects: list[Defect], runs: list[Painted]) -> None:
+    """ValueError unless the runs are of the same defects, of which the data set has photographs.
+
+    And FileNotFoundError for a photograph of theirs that nothing can be compared with.
+    """
+    there = {d.key: d for d in defects}
+    for run in runs:
+        for d in run.defects:
+            if d.key not in there:
+                raise ValueError(f"--data: has no {d.key}, which {run.run.folder} has learned; it "
+                                 f"has {', '.join(there)}")
+        learned, first = ({d.key: len(d.examples) for d in some.defects} for some in (run, runs[0]))
+        if learned != first:
+            raise ValueError(f"--run: {run.run.folder} has learned {learned}, and "
+                             f"{runs[0].run.folder} {first} photographs; expected as many of each")
+        for path in (e.image for d in run.run.defects for e in d.examples):
+            if not path.is_file():
+                raise FileNotFoundError(f"{path}: {run.run.folder} has learned it, and it is gone; "
+                                        f"bring it back")
+
+
 def collect(defects: list[Defect], runs: list[Painted], resolution: int, parts: str | None,
             report: Report) -> Collection:
     """The data set's photographs with and without defects, and what runs learned and painted into.
 
     What was learned or painted into may lie elsewhere: copies of it are recognised as one part.
     """
+    check_runs(defects, runs)
     objects = {d.object: [other for other in defects if other.object == d.object] for d in defects}
     good, kept_back = ({o: good_files(own, name) for o, own in objects.items()}
                        for name in ("train", "test"))
     wanted: dict[Path, tuple[str, str, Example | Path]] = {
         e.image: (d.object, d.name, e)
-        for d in (*defects, *(d for run in runs for d in run.defects)) for e in d.examples}
+        for d in (*defects, *(d for run in runs for d in run.run.defects)) for e in d.examples}
     wanted |= {p: (run.normals[p], "", p) for run in runs
                for p in spread(sorted(run.normals), GOOD) if p.is_file()}
     wanted |= {p: (o, "", p) for some in (good, kept_back) for o, paths in some.items()
                for p in paths}
     seen = {path: labelled(*wanted[path], resolution)
             for path in each(wanted, "reading photographs", len(wanted), report)}
-    paths = list(seen)
-    same = near_duplicates(list(seen.values()), report)
-    named = named_parts(paths, parts)
-    numbers = grouped(paths, named, same)
-    remarks = [f"{len(paths)} photographs of {len(set(numbers.values()))} parts"]
-    twins = {numbers[paths[i]] for pair in same for i in pair}
-    remarks += [", ".join(shown(p.relative_to(p.parents[2])) for p in paths if numbers[p] == part)
-                + " show the same part" for part in sorted(twins)]
-    return Collection(seen, numbers, {d.key: [e.image for e in d.examples] for d in defects},
-                      good, kept_back, resolution, remarks)
+    for d in defects:
+        cells = np.median([(seen[e.image].marked > 0).sum() for e in d.examples])
+        if cells < SMALL and (side := seen[d.examples[0].image].side) > 1:
+            log.info("%s: half of the defects cover %d cells of %d x %d pixels at most; give a "
+                     "larger --resolution than %d", d.key, cells, side, side, resolution)
+    named = named_parts(list(seen), parts)
+    numbers = grouped(list(seen), named, near_duplicates(list(seen.values()), report))
+    shared = sorted({n for n in numbers.values() if list(numbers.values()).count(n) > 1})
+    log.info("%d photographs of %d parts", len(seen), len(set(numbers.values())))
+    for part in shared:
+        log.info("%s show the same part", ", ".join(
+            shown("/".join(p.parts[-3:])) for p in seen if numbers[p] == part))
+    return Collection(seen, {p: sha256(p) for p in seen}, numbers,
+                      {d.key: [e.image for e in d.examples] for d in defects}, good, kept_back,
+                      resolution)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from evaluation.labelled import Labelled
 
 WINDOW, BATCH = 64, 16          # cells of a side of a window; windows a step
-STEPS, RATE = 200, 2e-3
+RATE = 2e-3
 CHANNELS = 16, 32, 64
 ANGLE, SCALE, GAIN, BIAS = 10.0, 0.2, 0.2, 0.1      # degrees, log, factor and level, either way
 FOCUS = 2.0                     # of the focal loss (Lin et al. 2017)

@@ -3,27 +3,14 @@
     draws (real photographs, pairs) -> trials (five ways to train a detector) -> verdict
 """
 
-import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 
 from anomaly.files.atomic_files import write_rows
-from anomaly.files.holding import held, refuse_foreign
 from anomaly.progress import Report
 from evaluation.trials import NUMBERS, Draw, Trial, trials
 
 COLUMNS = ["photographs", "draw", "trained_on", "seed", "object_defect", *NUMBERS]
-
-
-@contextmanager
-def held_folder(folder: Path) -> Iterator[None]:
-    """Hold the folder of an inspection; FileExistsError if anything else lies in it."""
-    draws = [p.name for p in folder.iterdir() if re.fullmatch(r"\d+-\d+", p.name)] \
-        if folder.is_dir() else []
-    refuse_foreign(folder, {"trials", "normals", "results.csv", "report.html", *draws})
-    with held(folder):
-        yield
 
 
 def inspected(draws: Iterable[Draw], seeds: int, steps: int, device: str, folder: Path,

@@ -10,8 +10,6 @@ from anomaly.dataset import Example, read_example
 from anomaly.files.photographs import read_photograph
 from anomaly.scores.detection import Scored
 
-RESOLUTION = 256        # pixels that the longer side has at most; the paper's detectors have 256
-
 
 @dataclass(frozen=True)
 class Labelled:

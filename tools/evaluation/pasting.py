@@ -12,7 +12,7 @@ from scipy.sparse.linalg import spsolve
 
 from anomaly.crop import MAX_ANGLE, box, turn_mask, turn_window
 from anomaly.pairs.normals import Normal
-from anomaly.pairs.placement import MaskPatch, placed
+from anomaly.pairs.placement import mask_patch, placed
 from evaluation.labelled import Labelled
 
 SHIFT = 0.1         # of the room that a defect can move in, either way
@@ -23,8 +23,10 @@ def poisson(source: np.ndarray, target: np.ndarray, mask: np.ndarray) -> np.ndar
 
         sum over neighbours q of p: f_p - f_q = source_p - source_q,    f_q = target_q outside
 
-    Solved by least squares of the 5-point stencil; pixels beyond the edge are no neighbours.
+    Solved directly; pixels beyond the edge are no neighbours. All that is masked is the source.
     """
+    if mask.all():
+        return source
     number = np.full(mask.shape, -1)
     number[mask] = np.arange(mask.sum())
     rows, columns, values = [], [], []
@@ -69,10 +71,10 @@ def pasted(real: Labelled, goods: list[Labelled], flip: bool,
     """A real defect in the first of the photographs that it fits into, near its relative place."""
     pixels, mask = varied_defect(real, flip, rng)
     left, top, right, bottom = box(mask)
-    room = [n - size for n, size in zip(mask.shape, (bottom - top, right - left))]
-    down, across = (min(max((start / free if free else 0.5) + rng.uniform(-SHIFT, SHIFT), 0), 1)
-                    for start, free in zip((top, left), room))
-    patch = MaskPatch(mask[top:bottom, left:right], (across, down), 0, "")
+    patch = mask_patch(mask, 1, "")
+    down, across = (min(max(place + rng.uniform(-SHIFT, SHIFT), 0), 1)
+                    for place in patch.place[::-1])
+    patch = replace(patch, place=(across, down))
     for good in goods:
         height, width = good.marked.shape
         if height >= bottom - top and width >= right - left:

@@ -123,7 +123,7 @@ def pictures(found: list[Trial]) -> str:
     """Of each defect what was learned, pasted and painted; and what was found best and worst."""
     shown = [t for t in found if t.way == BOTH and t.seed == 0][-1]
     draw, out = shown.draw, []
-    sets = {"learned from": draw.real, "pasted": many_pasted(draw), "painted": draw.pairs}
+    sets = {"learned from": draw.real, "pasted": many_pasted(draw, SHOWN), "painted": draw.pairs}
     for key, some in shown.tested.items():
         rows = {name: [outlined(p) for p in of if p.key == key][:SHOWN]
                 for name, of in sets.items()}

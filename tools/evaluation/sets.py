@@ -25,6 +25,7 @@ from anomaly.scores.lpips import SIDE, expected_shapes, ic_lpips, looks
 from anomaly.scores.pair_scores import cosines, features
 from ldm.model import StableDiffusion
 
+FEW = 10            # pictures that the scores of torch-fidelity need: it divides them into ten
 NEEDS_VGG = "n/a: give --vgg, VGG-16 and the heads of LPIPS as safetensors"
 NEEDS_INCEPTION = "n/a: give --inception, torch-fidelity's weights"
 
@@ -94,6 +95,9 @@ def fidelity_rows(real: Defect, pairs: Defect, inception: Path) -> Iterator[tupl
     except ImportError as err:
         yield "IS, KID", f"n/a: torch-fidelity cannot be imported ({err})"
         return
+    if min(len(real.examples), len(pairs.examples)) < FEW:
+        yield "IS, KID", f"n/a: fewer than {FEW} pairs, or photographs learned from"
+        return
     with tempfile.TemporaryDirectory() as folder:
         for name, some in (("pairs", pairs), ("real", real)):
             for i, example in enumerate(some.examples):
@@ -102,10 +106,14 @@ def fidelity_rows(real: Defect, pairs: Defect, inception: Path) -> Iterator[tupl
                 path.parent.mkdir(exist_ok=True)
                 Image.fromarray(((image + 1) * 127.5).round().clamp(0, 255).byte().permute(
                     1, 2, 0).numpy()).save(path)
-        found = calculate_metrics(
-            input1=f"{folder}/pairs", input2=f"{folder}/real", isc=True, kid=True, verbose=False,
-            cuda=False, feature_extractor_weights_path=str(inception),
-            kid_subset_size=min(len(real.examples), len(pairs.examples)))
+        try:
+            found = calculate_metrics(
+                input1=f"{folder}/pairs", input2=f"{folder}/real", isc=True, kid=True,
+                verbose=False, cuda=False, feature_extractor_weights_path=str(inception),
+                kid_subset_size=min(len(real.examples), len(pairs.examples)))
+        except Exception as err:        # whatever another's library stumbles on
+            yield "IS, KID", f"n/a: torch-fidelity: {' '.join(str(err).split())}"
+            return
     yield "IS, crops", f"{found['inception_score_mean']:.2f}"
     yield "KID x 1000, crops", f"{1000 * found['kernel_inception_distance_mean']:.1f}"
 
@@ -123,7 +131,7 @@ def set_rows(sd: StableDiffusion, run: Run, defects: list[Defect], normals: dict
         yield pairs.key, "diversity (0 alike, 1 unrelated)", f"{pair_spread}; real {real_spread}"
         own = [row for row in judged if row["defect"] == pairs.name
                and row["object"] == pairs.object]
-        copied = sum("a piece of a training photograph" in row["reason"] for row in own)
+        copied = sum(float(row["copy"]) > gate.copy for row in own)
         yield pairs.key, "copies of a training photograph", f"{copied} of {len(own)}"
         shapes = [shape_of(mask_picture(m, size, factor).mask, factor)
                   for m in load_masks(run, real)]

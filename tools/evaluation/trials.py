@@ -6,7 +6,7 @@ defect; where two sources are joined, each gives half of these.
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from zipfile import BadZipFile
@@ -26,6 +26,7 @@ REAL, PASTED, PAIRS, BOTH, SHUFFLED = WAYS = (
     "real only", "real + crop-and-paste", "pairs only", "real + pairs",
     "real + pairs, masks shuffled")
 LEVELS = 200        # scores at which a trial's curve is kept for the intervals
+ALIKE = 0.2         # share of two masks in common above which one is no control for the other
 ARRAYS = ("found", "alarms", "parts", "classes")
 NUMBERS = ("pixel_auroc", "pixel_ap", "pixel_f1", "pro", "image_auroc", "image_ap", "false_alarms")
 
@@ -94,13 +95,13 @@ class Trial:
     tested: dict[str, Outcome]
 
 
-def many_pasted(draw: Draw) -> list[Labelled]:
-    """For every pair a real defect pasted into a photograph that may be painted into."""
+def many_pasted(draw: Draw, most: int) -> list[Labelled]:
+    """For every pair a real defect pasted into a photograph to learn from, at most so many."""
     rng, found = np.random.default_rng(crc32(f"paste/{draw.name}".encode())), list[Labelled]()
     for key in draw.defects:
         real = [p for p in draw.real if p.key == key]
         good = [p for p in draw.good if p.object == real[0].object]
-        count = sum(p.key == key for p in draw.pairs)
+        count = min(most, sum(p.key == key for p in draw.pairs))
         some = [pasted(real[k % len(real)], [good[i] for i in rng.permutation(len(good))],
                        draw.flip, rng) for k in range(count)]
         kept = [p for p in some if p is not None]
@@ -111,19 +112,26 @@ def many_pasted(draw: Draw) -> list[Labelled]:
 
 
 def many_shuffled(draw: Draw) -> list[Labelled]:
-    """Each pair with the mask of another of its defect."""
+    """Each pair with the mask of another of its defect, where that is another place."""
     found = []
     for key in draw.defects:
         some = [p for p in draw.pairs if p.key == key]
         order = np.random.default_rng(crc32(f"shuffle/{draw.name}".encode())).permutation(len(some))
-        found += [with_other_mask(some[i], some[j]) for i, j in zip(order, np.roll(order, 1))]
+        for i, j in zip(order, np.roll(order, 1)):
+            other = with_other_mask(some[i], some[j])
+            own, new = some[i].marked > 0, other.marked > 0
+            if (own & new).sum() > ALIKE * (own | new).sum():       # one mask for all, in one place
+                half = [n // 2 for n in own.shape]
+                other = replace(other, marked=np.roll(other.marked, half, axis=(0, 1)))
+            found.append(other)
     return found
 
 
-def sources(draw: Draw) -> dict[str, list[list[Labelled]]]:
-    """What each way learns defects from."""
-    return {REAL: [draw.real], PASTED: [draw.real, many_pasted(draw)], PAIRS: [draw.pairs],
-            BOTH: [draw.real, draw.pairs], SHUFFLED: [draw.real, many_shuffled(draw)]}
+def sources(draw: Draw, way: str) -> list[list[Labelled]]:
+    """What a way learns defects from."""
+    return {REAL: lambda: [draw.real], PASTED: lambda: [draw.real, many_pasted(draw, 10 ** 9)],
+            PAIRS: lambda: [draw.pairs], BOTH: lambda: [draw.real, draw.pairs],
+            SHUFFLED: lambda: [draw.real, many_shuffled(draw)]}[way]()
 
 
 def histograms(maps: list[Scored]) -> tuple[np.ndarray, np.ndarray]:
@@ -159,19 +167,18 @@ def kept(path: Path, keys: list[str]) -> dict[str, Outcome] | None:
         with np.load(path) as file:
             return {key: Outcome(dict(zip(NUMBERS, file[f"numbers {key}"].tolist())),
                                  *(file[f"{name} {key}"] for name in ARRAYS),
-                                 [file[name] for name in file if name.startswith("map ")
-                                  and name.endswith(f" {key}")])
+                                 [file[f"map {i} {key}"]
+                                  for i in range(len(file[f"classes {key}"]))])
                     for key in keys}
     except (OSError, ValueError, KeyError, BadZipFile):
         return None
 
 
-def trial(draw: Draw, way: str, learned: list[list[Labelled]], seed: int, steps: int, device: str,
-          path: Path) -> Trial:
+def trial(draw: Draw, way: str, seed: int, steps: int, device: str, path: Path) -> Trial:
     """The trial, or what a file has kept of it."""
     found = kept(path, draw.defects)
     if found is None:
-        net = trained(learned, draw.good, draw.defects, steps, draw.flip, seed, device)
+        net = trained(sources(draw, way), draw.good, draw.defects, steps, draw.flip, seed, device)
         maps = {p.path: predicted(net, p, device) for p in (*draw.tested, *draw.untouched)}
         found = {key: tested(draw, key, maps) for key in draw.defects}
         with replacing(path) as temporary, open(temporary, "wb") as file:
@@ -183,8 +190,8 @@ def trial(draw: Draw, way: str, learned: list[list[Labelled]], seed: int, steps:
 def trials(draw: Draw, seeds: int, steps: int, device: str, folder: Path,
            report: Report) -> Iterator[Trial]:
     """Every way with every seed."""
-    learned, name = sources(draw), draw.sha256[:16]
+    name = draw.sha256[:16]
     todo = list(product(WAYS, range(seeds)))
     for way, seed in each(todo, f"training detectors, {draw.name}", len(todo), report):
-        yield trial(draw, way, learned[way], seed, steps, device,
+        yield trial(draw, way, seed, steps, device,
                     folder / f"{name}-{WAYS.index(way)}-{seed}-{steps}.npz")

@@ -10,10 +10,12 @@ from itertools import groupby
 
 import numpy as np
 
+from anomaly.scores.gate import t_quantile
 from evaluation.trials import BOTH, PASTED, REAL, SHUFFLED, Trial
 
 RESAMPLED = 1000
-DRAWS, PARTS = 2, 5         # fewer draws of photographs, or parts with a defect, are no proof
+# Fewer draws of photographs, detectors of a kind, or parts with a defect, are no proof.
+DRAWS, DETECTORS, PARTS = 2, 6, 5
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,14 @@ class Comparison:
     low: float              # 95 % interval of the difference, over parts
     high: float
     differences: tuple[float, ...]      # of each draw and seed
-    proof: bool             # enough draws and parts
+    parts: int              # with the defect, that were tested
+    draws: int              # of photographs, different ones
+
+    @property
+    def proof(self) -> bool:
+        """Enough of each."""
+        return (self.draws >= DRAWS and len(self.differences) >= DETECTORS
+                and self.parts >= PARTS)
 
     def is_better(self, sign: int = 1) -> bool:
         """With one sign everywhere, and an interval without 0; sign -1: worse."""
@@ -68,7 +77,7 @@ def compare(trials: list[Trial], before: str, after: str, keys: list[str]) -> Co
     rng = np.random.default_rng(0)
     drawn = np.zeros(RESAMPLED)
     exact: dict[tuple[str, int, str], float] = {}
-    parts = 0
+    parts = []
     for key in keys:
         counts = resampled(trials, key, rng)
         pairs = {(t.draw.name, t.seed, t.way): t for t in trials if t.way in (before, after)}
@@ -80,14 +89,20 @@ def compare(trials: list[Trial], before: str, after: str, keys: list[str]) -> Co
             drawn += share * value
             exact[draw, seed, way] = exact.get((draw, seed, way), 0.0) \
                 + some.numbers["pixel_ap"] / len(keys)
-        parts = max(parts, len({p for t in trials for p in t.tested[key].parts[
+        parts.append(len({p for t in trials for p in t.tested[key].parts[
             :len(t.draw.of(key)[0])].tolist()}))
     runs = sorted({(draw, seed) for draw, seed, _ in exact})
-    low, high = np.quantile(drawn, [0.025, 0.975])
+    n = max(2, min(parts))
+    # Quantiles of resampled means are those of a normal distribution with the deviation of n, not
+    # n - 1; of few parts Student's are wider.
+    wider = t_quantile(0.975, n - 1) / 1.96 * (n / (n - 1)) ** 0.5
+    low, middle, high = np.quantile(drawn, [0.025, 0.5, 0.975])
     old, new = ([exact[*run, way] for run in runs] for way in (before, after))
-    return Comparison(float(np.mean(old)), float(np.mean(new)), float(low), float(high),
-                      tuple(b - a for a, b in zip(old, new)),
-                      len({draw for draw, _ in runs}) >= DRAWS and parts >= PARTS)
+    return Comparison(float(np.mean(old)), float(np.mean(new)),
+                      float(middle - wider * (middle - low)),
+                      float(middle + wider * (high - middle)),
+                      tuple(b - a for a, b in zip(old, new)), min(parts),
+                      len({frozenset(p.path for p in t.draw.real) for t in trials}))
 
 
 def mean_number(trials: list[Trial], way: str, keys: list[str], name: str) -> float:
@@ -100,13 +115,16 @@ def verdict(trials: list[Trial], keys: list[str]) -> str:
     real, control, paste = (compare(trials, way, BOTH, keys) for way in (REAL, SHUFFLED, PASTED))
     n = trials[0].draw.photographs
     figures = f"AP {real.before:.2f} -> {real.after:.2f} {real.interval} with {n} " \
-        f"photograph{'s' if n > 1 else ''}"
+        f"photograph{'s' if n > 1 else ''}, tested on {real.parts} parts"
     if not real.proof:
-        word = f"no verdict (it takes {DRAWS} draws of photographs and {PARTS} parts to test)"
+        word = (f"no verdict (it takes {DRAWS} draws of photographs, {DETECTORS} detectors of a "
+                f"kind and {PARTS} parts; here {real.draws}, {len(real.differences)} and "
+                f"{real.parts})")
     elif real.is_better() and control.is_better():
         word = "helps"
     elif real.is_better():
-        word = f"not shown to help: with shuffled masks AP is {control.before:.2f} as well"
+        word = (f"not shown to help: the control with shuffled masks has {control.before:.2f}, a "
+                f"difference of {control.interval}")
     elif real.is_better(-1):
         word = "harms"
     else:
