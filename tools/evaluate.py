@@ -153,7 +153,8 @@ def inspect(args: argparse.Namespace, device: str) -> None:
         if args.photographs is None:
             made = [painted(read_run(run), pairs) for run, pairs in zip(args.run, args.pairs)]
             collection = collect(defects, made, args.resolution, args.parts, ended)
-            draws = [draw_of(str(some.folder), some, collection, ended) for some in made]
+            draws = [draw_of(str(some.folder), some, collection, collection.painted_into(some),
+                             ended) for some in made]
         else:
             sd = load(args.weights, device, cli.DTYPES[cli.choose_dtype(args.dtype, device)])
             collection = collect(defects, [], args.resolution, args.parts, ended)

@@ -33,7 +33,7 @@ class Painted:
     defects: list[Defect]           # of the run
     pairs: dict[str, list[Example]]     # by object/defect: those that passed the gate, or all
     normals: dict[Path, str]        # what was painted into, with its object
-    known: set[str]                 # sha256 of that, and of all that the run has learned
+    into: set[str]                  # sha256 of these
 
 
 def painted(run: Run, folder: Path) -> Painted:
@@ -60,7 +60,7 @@ def painted(run: Run, folder: Path) -> Painted:
                  "doubtful left out" if len(passed) < len(every) else "")
     return Painted(run, folder, defects, pairs,
                    {whole(unshown(row["normal"])): row["object"] for row in rows.values()},
-                   {row["normal_sha256"] for row in rows.values()} | set(run.hashes.values()))
+                   {row["normal_sha256"] for row in rows.values()})
 
 
 @dataclass(frozen=True)
@@ -83,17 +83,23 @@ class Collection:
         """The parts that they show."""
         return {self.parts[path] for path in paths}
 
-    def known_to(self, some: Painted) -> set[int]:
-        """The parts that a run has learned or that its pairs are painted into."""
-        learned = {e.image for d in some.run.defects for e in d.examples}
+    def learned_by(self, run: Run) -> set[int]:
+        """The parts that a run has learned from; a copy of a photograph is known by its bytes."""
+        learned = {e.image for d in run.defects for e in d.examples}
         return self.parts_of(p for p, sha in self.sha256.items()
-                             if p in some.normals or p in learned or sha in some.known)
+                             if p in learned or sha in run.hashes.values())
+
+    def painted_into(self, some: Painted) -> set[int]:
+        """The parts that pairs are painted into."""
+        return self.parts_of(p for p, sha in self.sha256.items()
+                             if p in some.normals or sha in some.into)
 
     def divided(self, object_: str, taken: set[int]) -> tuple[list[Path], list[Path]]:
         """Photographs without defect, to learn from and to test on; no part is in both.
 
-        taken: parts that were painted into. Of the others those of test/good are tested, then every
-        second one, until there are TESTED_GOOD. What shows a part with a defect is left out.
+        taken: parts that were painted into. Of the others those of test/good are tested, then all,
+        or every second one if nothing was painted yet, until there are TESTED_GOOD. What shows a
+        part with a defect is left out.
         """
         defective = self.parts_of(p for paths in self.defects.values() for p in paths)
         tested = self.parts_of(self.kept_back[object_]) - taken - defective
@@ -101,7 +107,7 @@ class Collection:
                 if self.parts[p] not in defective - taken]
         free = list(dict.fromkeys(self.parts[p] for p in both
                                   if self.parts[p] not in taken | tested))
-        for part in free[::2]:
+        for part in free if taken else free[::2]:
             if sum(self.parts[p] in tested for p in both) < TESTED_GOOD:
                 tested.add(part)
         learned = [p for p in both if self.parts[p] not in tested and p in self.good[object_]]

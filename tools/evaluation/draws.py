@@ -23,12 +23,16 @@ from ldm.model import StableDiffusion
 PAIRS = 200         # of a defect that detectors learn from, at most
 
 
-def draw_of(name: str, some: Painted, collection: Collection, report: Report) -> Draw:
-    """What the run has learned, and what is left to test on; ValueError if nothing is."""
-    known = collection.known_to(some)
+def draw_of(name: str, some: Painted, collection: Collection, into: set[int],
+            report: Report) -> Draw:
+    """What the run has learned, and what is left to test on; ValueError if nothing is.
+
+    into: the parts of the photographs that are painted into.
+    """
+    learned = collection.learned_by(some.run)
     good, untouched = list[Path](), list[Path]()
     for object_ in dict.fromkeys(d.object for d in some.defects):
-        to_learn, to_test = collection.divided(object_, known)
+        to_learn, to_test = collection.divided(object_, into)
         for paths, word, remedy in (
                 (to_learn, "to learn from", "photographs of other parts to train/good"),
                 (to_test, "to test on", "some that nothing is painted into to test/good")):
@@ -36,7 +40,7 @@ def draw_of(name: str, some: Painted, collection: Collection, report: Report) ->
                 raise ValueError(f"--data: no photographs of {object_} without a defect are left "
                                  f"{word}; add {remedy}")
         good, untouched = good + to_learn, untouched + to_test
-    taken = collection.parts_of(good) | known
+    taken = collection.parts_of(good) | into | learned
     tested = []
     for d in some.defects:
         left = [p for p in collection.defects[d.key] if collection.parts[p] not in taken]
@@ -111,6 +115,8 @@ def learned_draws(sd: StableDiffusion, wanted: dict[str, list[Defect]], collecti
                   study: Study, stop: Stop, report: Report) -> Iterator[Draw]:
     """Learn and paint each draw, into study.folder; what is there is kept."""
     link_normals(collection, study)
+    into = collection.parts_of(p for object_ in collection.good
+                               for p in collection.divided(object_, set())[0])
     for seed, (name, few) in enumerate(wanted.items()):
         seed %= study.draws
         run, pairs = study.folder / name / "run", study.folder / name / "pairs"
@@ -121,4 +127,5 @@ def learned_draws(sd: StableDiffusion, wanted: dict[str, list[Defect]], collecti
         for _ in paint(sd, read_run(run), PairFolder(pairs, {"seed": seed}), n=study.pairs,
                        masks=training_masks, seed=seed, stop=stop, report=report):
             pass
-        yield draw_of(name, painted(read_run(run), pairs), collection, ending(report, stop))
+        yield draw_of(name, painted(read_run(run), pairs), collection, into,
+                      ending(report, stop))
