@@ -135,7 +135,7 @@ def test_lines_end_at_column_100():
 
 
 def test_pages_stay_short():
-    most = {"README.md": 170, "CONTRIBUTING.md": 50, "docs/results.md": 280, "docs/files.md": 60,
+    most = {"README.md": 170, "CONTRIBUTING.md": 50, "docs/results.md": 310, "docs/files.md": 60,
             "weights/tiny/README.md": 50}
     lines = {name: len((ROOT / name).read_text().splitlines()) for name in most}
     assert {name: n for name, n in lines.items() if n > most[name]} == {}
