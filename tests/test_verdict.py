@@ -28,7 +28,7 @@ from evaluation.trials import (
 )
 from evaluation.verdict import average_precisions, compare, verdict, verdicts
 
-SIDE = 48
+SIDE = 32
 RNG = np.random.default_rng(0)
 
 
@@ -107,7 +107,7 @@ def misplaced():
     (misplaced, ["no difference seen", "harms"])])
 def test_good_pairs_help_and_neither_empty_nor_misplaced_ones_do(
         tmp_path, monkeypatch, pairs, words):
-    for name, value in {"WINDOW": 32, "BATCH": 8, "CHANNELS": (8, 16)}.items():
+    for name, value in {"WINDOW": 16, "BATCH": 8, "CHANNELS": (8, 16)}.items():
         monkeypatch.setattr(detector, name, value)
     draws = [draw(number, pairs()) for number in range(2)]
 
