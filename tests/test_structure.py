@@ -31,7 +31,7 @@ LIMITS = {      # folder -> code lines at most, and what of the project its file
     "anomaly/runs": (760, RUNS | {"ldm"}),
     "anomaly/pairs": (1680, PAIRS | {"ldm", "anomaly.__version__"}),
     "anomaly/drawn": (430, CORE | {"anomaly.drawn"}),
-    "tools": (890, EVERYTHING | {"cli", "display", "benchmarks", "evaluation", "pretraining",
+    "tools": (900, EVERYTHING | {"cli", "display", "benchmarks", "evaluation", "pretraining",
                                  "anomaly.__version__"}),
     "tools/evaluation": (1030, EVERYTHING | {"evaluation"}),
     "tools/benchmarks": (600, EVERYTHING | {"benchmarks", "pretraining"} | REFERENCES),

@@ -92,6 +92,16 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
                "where it stopped (default: proof)")
     cli.add_machine_options(parser)
     args = parser.parse_args(argv)
+    refuse_mixed(parser, args)
+    args.run, args.pairs = args.run or [Path("runs/demo")], args.pairs or [Path("generated")]
+    if len(args.run) != len(args.pairs) or (args.what == "quality" and len(args.run) > 1):
+        parser.error(f"--run: {len(args.run)}, and {len(args.pairs)} --pairs; expected one of each"
+                     + (", or as many" if args.what == "inspect" else ""))
+    return args
+
+
+def refuse_mixed(parser: cli.Parser, args: argparse.Namespace) -> None:
+    """End with a line if an option has no meaning beside the others."""
     if args.what == "inspect" and args.data is None:
         parser.error("inspect needs --data")
     if args.photographs is not None and (args.run or args.pairs):
@@ -102,11 +112,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     for name in STUDY if args.photographs is None else ():
         if getattr(args, name) != parser.get_default(name):
             parser.error(f"--{name.replace('_', '-')} belongs to --photographs")
-    args.run, args.pairs = args.run or [Path("runs/demo")], args.pairs or [Path("generated")]
-    if len(args.run) != len(args.pairs) or (args.what == "quality" and len(args.run) > 1):
-        parser.error(f"--run: {len(args.run)}, and {len(args.pairs)} --pairs; expected one of each"
-                     + (", or as many" if args.what == "inspect" else ""))
-    return args
 
 
 def quality(args: argparse.Namespace, device: str) -> None:

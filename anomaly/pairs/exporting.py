@@ -54,8 +54,6 @@ MADE_SO = ("run", "masks", "normals", "steps", "guidance", "negative", "seed")
 SHEET = "contact_sheet.jpg"
 INDEX = {"mvtec": ["README.md"], "yolo": ["README.md", "data.yaml"], "coco": [
     "README.md", "annotations.json", "annotations_train.json", "annotations_val.json"]}
-
-
 RECORD = {"format": str, "boxes": bool, "split": float, "all": bool, "review": (bool, None),
           "normals": (str, None), "pairs": str, "classes": [str], "sides": dict}
 

@@ -1,6 +1,5 @@
 """The photographs of a data set, as a detector sees them, and which may be learned or tested."""
 
-import hashlib
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -41,8 +40,7 @@ def painted(run: Run, folder: Path) -> Painted:
     folder = whole(folder)
     rows = {folder / unshown(row["image"]): row for row in rows_of(folder)}
     made_by = read_json(folder / "_meta/config.json", {}, "paint again").get("run")
-    encoder = hashlib.sha256((run.folder / "spatial_encoder.safetensors").read_bytes()).hexdigest()
-    if made_by not in (None, encoder):
+    if made_by not in (None, sha256(run.folder / "spatial_encoder.safetensors")):
         raise ValueError(f"{folder}: painted by another run than {run.folder}, which may have "
                          f"learned what is tested here; give the --run that painted them")
     made = {d.stem: d for d in find_defects(folder)}

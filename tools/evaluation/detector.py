@@ -1,4 +1,4 @@
-"""The detector that all ways to train are compared by: a U-Net of 85,000 weights.
+"""The detector that all ways to train are compared by: a U-Net of 87,000 weights.
 
 It learns from windows, half of them round a defect, half of photographs without one, and looks at
 whole photographs. It says for each cell which defect it shows, or none.

@@ -129,9 +129,11 @@ def many_shuffled(draw: Draw) -> list[Labelled]:
 
 def sources(draw: Draw, way: str) -> list[list[Labelled]]:
     """What a way learns defects from."""
-    return {REAL: lambda: [draw.real], PASTED: lambda: [draw.real, many_pasted(draw, 10 ** 9)],
-            PAIRS: lambda: [draw.pairs], BOTH: lambda: [draw.real, draw.pairs],
-            SHUFFLED: lambda: [draw.real, many_shuffled(draw)]}[way]()
+    if way == PASTED:
+        return [draw.real, many_pasted(draw, len(draw.pairs))]
+    if way == SHUFFLED:
+        return [draw.real, many_shuffled(draw)]
+    return {REAL: [draw.real], PAIRS: [draw.pairs], BOTH: [draw.real, draw.pairs]}[way]
 
 
 def histograms(maps: list[Scored]) -> tuple[np.ndarray, np.ndarray]:
