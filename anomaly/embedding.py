@@ -64,10 +64,11 @@ def _parameters(sd: StableDiffusion, defects: list[Defect], count: int, seed: in
 
 
 class AnomalyEmbedding(nn.Module):
-    """{e_a, e_s}: everything that masked textual inversion trains."""
+    """{e_a, e_s}: everything that masked textual inversion trains; without spatial e_a alone."""
 
-    def __init__(self, sd: StableDiffusion, defects: list[Defect], seed: int):
+    def __init__(self, sd: StableDiffusion, defects: list[Defect], seed: int, spatial: bool = True):
         super().__init__()
+        self.spatial = spatial
         self.e_a = _parameters(sd, defects, E_A_VECTORS, seed)
         width = sd.text_encoder.config.width
         with torch.random.fork_rng(devices=[]):     # initialisers only know the global generator
@@ -77,8 +78,8 @@ class AnomalyEmbedding(nn.Module):
 
     def forward(self, stem: str, masks: Tensor) -> dict[str, Tensor]:
         """masks (b, size, size) -> {"e_a": (b, 8, d), "e_s": (b, 4, d)}, in the prompt's order."""
-        e_s = self.spatial_encoder(masks)
-        return {"e_a": self.e_a[stem].expand(len(masks), -1, -1), "e_s": e_s}
+        e_a = {"e_a": self.e_a[stem].expand(len(masks), -1, -1)}
+        return {**e_a, "e_s": self.spatial_encoder(masks)} if self.spatial else e_a
 
     def rates(self, sd: StableDiffusion) -> list[dict[str, Any]]:
         """Parameter groups for the optimizer; of a frozen encoder nothing is in them."""

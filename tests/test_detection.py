@@ -5,7 +5,7 @@ import pytest
 from scipy.ndimage import label
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from anomaly.scores.detection import POOL, Scored, photograph_numbers, pixel_numbers, pro
+from anomaly.scores.detection import POOL, Scored, photograph_numbers, pixel_numbers
 from evaluation.labelled import in_cells
 
 RNG = np.random.default_rng(0)
@@ -64,7 +64,7 @@ def regions_by_sklearn(found):
 @pytest.mark.parametrize("levels", [None, 3])
 def test_pro_is_the_mean_over_regions_of_their_partial_areas(levels):
     found = photographs(1, levels)
-    assert pro([m for m, _ in found]) == pytest.approx(regions_by_sklearn(found))
+    assert pixel_numbers([m for m, _ in found])["pro"] == pytest.approx(regions_by_sklearn(found))
 
 
 @pytest.mark.parametrize("score, auroc, f1, pro_of", [(0.5, 0.5, 2 * 0.25 / 1.25, 0.15)])

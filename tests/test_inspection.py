@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from anomaly import reweight
+from anomaly.files.names import slug
 from anomaly.progress import silent
 from anomaly.runs.run_folder import read_run
 from benchmarks.random_models import save_checkpoint
 from commands import call
-from evaluation import detector, parts, trials
+from evaluation import detector, draws, parts, trials
 from evaluation.labelled import Labelled, in_cells, labelled
 from evaluation.parts import grouped, named_parts, near_duplicates
 from evaluation.pasting import pasted, poisson, varied_defect
@@ -189,6 +191,34 @@ def test_inspect_learns_and_paints_each_number_of_photographs(
     assert inspect(*command) == 0
     assert inspect(*command, "--n", 3) == 2
     assert "--n: 3, but" in capsys.readouterr().err
+
+
+def test_one_part_of_the_method_is_off_at_a_time(learned, quick, capsys, monkeypatch):
+    asked, original = [], draws.paint
+    monkeypatch.setattr(draws, "paint", lambda *a, **k: (
+        asked.append((k.get("guidance"), k.get("weigh"))), original(*a, **k))[1])
+    out, own = learned / "ablation", ["masked-loss-off", "spatial-embedding-off"]
+    assert inspect(learned, "--photographs", 1, "--only", "tile/crack", "--n", 2, "--steps", 1,
+                   "--draws", 1, "--weights", learned / "weights", "--ablation", "--out", out) == 0
+    runs = [out / "1-0/run", *(out / "1-0" / name / "run" for name in own)]
+    assert [read_run(run).config["options"].get("without") for run in runs] == [
+        None, "masked loss", "spatial embedding"]
+    full, unmasked, aspatial = (next(csv.DictReader(open(run / "loss.csv"))) for run in runs)
+    assert full["loss"] != unmasked["loss"] and full["e_s"] == unmasked["e_s"] != ""
+    assert aspatial["e_s"] == ""
+    pairs = [out / "1-0/pairs", *(out / "1-0" / slug(part) / "pairs" for part in draws.ABLATED)]
+    rows = [next(csv.DictReader(open(folder / "_meta/manifest.csv"))) for folder in pairs]
+    assert [row["verdict"] == "" for row in rows] == [False] * 5 + [True]
+    assert asked[3:5] == [(1, None), (None, reweight.adaptive)]
+    assert asked[:3] + asked[5:] == [(None, None)] * 4
+    assert len({(folder / "tile/test/crack/00000.png").read_bytes() for folder in pairs[:3]}) == 3
+    said = [line for line in capsys.readouterr().out.splitlines() if ": no verdict: AP" in line]
+    assert [line.split(", ")[1].split(":")[0] for line in said] == list(draws.ABLATED)
+    tables = (out / "report.html").read_text()
+    assert all(tables.count(part) == 2 for part in draws.ABLATED)
+    ways = [row["trained_on"] for row in csv.DictReader(open(out / "results.csv"))]
+    assert ways == [*trials.WAYS, *draws.ABLATED]
+    assert len(list((out / "trials").iterdir())) >= 5 + 2       # of other pairs, other detectors
 
 
 def test_copies_of_what_was_learned_or_painted_into_are_not_tested(

@@ -26,7 +26,7 @@ from evaluation.trials import (
     Trial,
     trials,
 )
-from evaluation.verdict import average_precisions, compare, verdict, verdicts
+from evaluation.verdict import ablations, average_precisions, compare, verdict, verdicts
 
 SIDE = 32
 RNG = np.random.default_rng(0)
@@ -159,6 +159,18 @@ def test_the_verdict_takes_one_sign_two_draws_and_an_interval_without_zero(chang
     line = verdict(study(**{**BEST, **changes}), ["tile/spot"])
     assert line.startswith(begins) and says in line, line
     assert line.endswith("half of the defects are found 0.25 -> 0.25")
+
+
+@pytest.mark.parametrize("off, says", [
+    (0.3, "worse: AP 0.50 -> 0.30 (-0.20 to -0.20)"), (0.6, "better: AP 0.50 -> 0.60"),
+    ((0.4, 0.4, 0.4, 0.4, 0.4, 0.51), "no difference seen: AP 0.50 -> 0.42")])
+def test_a_part_that_is_off_is_compared_with_the_whole_method(off, says):
+    found = study(pairs=0.5) + [
+        replace(one, way="gate off", draw=replace(one.draw, ablated={"gate off": []}))
+        for one in study(pairs=off)]
+    line, = ablations([replace(one, draw=replace(one.draw, ablated={"gate off": []}))
+                       for one in found])
+    assert line.startswith(f"tile/spot, gate off: {says}"), line
 
 
 def test_two_draws_of_the_same_photographs_are_one():

@@ -22,9 +22,10 @@ from evaluation.sets import read_vgg, set_rows
 from weights import load
 
 QUALITY = ("csv", "vgg", "inception")       # options of one of the two
-STUDY = ("only", "draws", "n", "steps", "no_flip", "weights")       # of --photographs
+STUDY = ("only", "draws", "n", "steps", "no_flip", "ablation", "weights")   # of --photographs
 INSPECT = (*STUDY, "data", "photographs", "parts", "seeds", "detector_steps", "resolution", "out")
-SAME = (*STUDY, "data", "parts", "resolution")      # that the same --out must have been made with
+# What the same --out must have been made with.
+SAME = ("only", "draws", "n", "steps", "no_flip", "weights", "data", "parts", "resolution")
 DESCRIPTION = """\
 quality    judge pairs by the gate of a run: a row a pair, and the share that passes
 inspect    train detectors on real photographs, on pasted ones and on pairs, test them on
@@ -78,6 +79,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
           help="with --photographs: training steps a defect (default: as train_embed.py)")
     group("--no-flip", action="store_true",
           help="with --photographs: never mirror parts, their orientation matters")
+    group("--ablation", action="store_true",
+          help="with --photographs: and with one part of the method off at a time")
     group("--weights", type=cli.path_or("tiny"), default="tiny", metavar="tiny|PATH",
           help="with --photographs: the checkpoint (default: tiny)")
     group("--seeds", type=cli.at_least(1), default=3, metavar="N",
@@ -149,7 +152,7 @@ def inspect(args: argparse.Namespace, device: str) -> None:
     from evaluation.draws import Study, chosen_draws, draw_of, learned_draws
     from evaluation.inspection import inspected, write_results
     from evaluation.report import write_report
-    from evaluation.verdict import verdicts
+    from evaluation.verdict import ablations, verdicts
     options = {name: str(whole(value)) if isinstance(value, Path) else value
                for name, value in vars(args).items() if name in SAME}
     defects = select(find_defects(args.data), args.only)
@@ -163,16 +166,17 @@ def inspect(args: argparse.Namespace, device: str) -> None:
         else:
             sd = load(args.weights, device, cli.DTYPES[cli.choose_dtype(args.dtype, device)])
             collection = collect(defects, [], args.resolution, args.parts, ended)
-            study = Study(args.draws, args.n, args.steps, not args.no_flip, args.out)
+            study = Study(sd, args.draws, args.n, args.steps, not args.no_flip, args.ablation,
+                          args.out, cli.terminated, report)
             wanted = chosen_draws(defects, collection, args.photographs, study)
-            draws = learned_draws(sd, wanted, collection, study, cli.terminated, report)
+            draws = learned_draws(wanted, collection, study)
         begin()
         found = inspected(draws, args.seeds, args.detector_steps, device, args.out, ended)
         write_results(found, args.out / "results.csv")
         write_report(found, args.out / "report.html")
     for name in ("results.csv", "report.html"):
         cli.say(args.out / name)
-    print(*verdicts(found), sep="\n")
+    print(*verdicts(found), *ablations(found), sep="\n")
 
 
 def main(argv: list[str] | None = None) -> None:

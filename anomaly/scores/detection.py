@@ -6,6 +6,7 @@ are those of the photographs' own pixels: no mask is shrunk, eroded or dilated. 
 the regions of PRO are of cells: what touches there is one.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,44 +37,41 @@ class Scored:
         return float(boxes.max()) / (rows * columns)
 
 
-def truth_of(maps: list[Scored]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Truth, score and weight of each cell's marked pixels and of its others, as sklearn has them.
+def sums(maps: list[Scored]) -> tuple[np.ndarray, ...]:
+    """Each score, lowest first, (n,), and of it: marked pixels, others, shares of regions.
 
-    ValueError if no pixel is marked, if all are, or if a score is not a number.
+    A region is a connected part of a mask. ValueError if no pixel is marked, if all are, or if a
+    score is not a number.
     """
-    scores, marked, counted = (np.concatenate([getattr(m, name).ravel() for m in maps]).astype(
-        np.float64) for name in ("scores", "marked", "counted"))
-    if not np.isfinite(scores).all():
+    def joined(values: Iterable[np.ndarray]) -> np.ndarray:
+        return np.concatenate([some.ravel() for some in values]).astype(np.float64)
+
+    def share_of_region(m: Scored) -> np.ndarray:
+        region, count = label(m.marked > 0, EIGHT)
+        size = np.bincount(region.ravel(), m.marked.ravel(), count + 1)
+        return m.marked / np.maximum(size, 1)[region]
+
+    if not all(np.isfinite(m.scores).all() for m in maps):
         raise ValueError("a detector's map has values that are not numbers; nothing can be ranked")
-    if not 0 < marked.sum() < counted.sum():
+    scores, place = np.unique(joined(m.scores for m in maps), return_inverse=True)
+    marked, others, shares = (np.bincount(place, joined(some)) for some in (
+        (m.marked for m in maps), (m.counted - m.marked for m in maps),
+        (share_of_region(m) for m in maps)))
+    if not marked.any() or not others.any():
         raise ValueError("the test photographs' pixels are all of one class; expected defects, and "
                          "pixels without one")
-    some, others = marked > 0, counted > marked
-    return (np.repeat([1, 0], [some.sum(), others.sum()]),
-            np.concatenate([scores[some], scores[others]]),
-            np.concatenate([marked[some], (counted - marked)[others]]))
+    return scores, marked, others, shares
 
 
-def pro(maps: list[Scored]) -> float:
+def pro(others: np.ndarray, shares: np.ndarray) -> float:
     """Per-region overlap (Bergmann et al. 2021), normalised: 1 is perfect, chance is 0.15.
 
         1/limit * integral over FPR from 0 to limit of mean over regions of the share found
 
-    A region is a connected part of a mask; FPR is of all pixels that are not marked.
+    FPR is of all pixels that are not marked. Both as in sums.
     """
-    gained, alarmed, scores, regions = [], [], [], 0
-    for m in maps:
-        region, count = label(m.marked > 0, EIGHT)
-        size = np.bincount(region.ravel(), m.marked.ravel(), count + 1)
-        gained.append((m.marked / np.maximum(size, 1)[region]).ravel())
-        alarmed.append((m.counted - m.marked).ravel())
-        scores.append(m.scores.ravel())
-        regions += count
-    order = np.argsort(-np.concatenate(scores), kind="stable")
-    last = np.flatnonzero(np.diff(np.concatenate(scores)[order], append=-np.inf))    # of each score
-    found, alarms = (np.concatenate([[0.0], np.concatenate(v)[order].cumsum()[last]])
-                     for v in (gained, alarmed))
-    found, alarms = found / regions, alarms / alarms[-1]
+    found, alarms = (np.concatenate([[0.0], v[::-1].cumsum()]) for v in (shares, others))
+    found, alarms = found / found[-1], alarms / alarms[-1]
     inside = alarms < PRO_LIMIT
     x = np.append(alarms[inside], PRO_LIMIT)
     y = np.append(found[inside], np.interp(PRO_LIMIT, alarms, found))
@@ -82,12 +80,16 @@ def pro(maps: list[Scored]) -> float:
 
 def pixel_numbers(maps: list[Scored]) -> dict[str, float]:
     """AUROC, average precision and the best F1 of all thresholds, of pixels; and PRO."""
-    truth, score, weight = truth_of(maps)
+    scores, marked, others, shares = sums(maps)
+    some, rest = marked > 0, others > 0         # as sklearn has them: truth, score, weight
+    truth = np.repeat([1, 0], [some.sum(), rest.sum()])
+    score = np.concatenate([scores[some], scores[rest]])
+    weight = np.concatenate([marked[some], others[rest]])
     precision, recall, _ = precision_recall_curve(truth, score, sample_weight=weight)
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
     return {"pixel_auroc": float(roc_auc_score(truth, score, sample_weight=weight)),
             "pixel_ap": float(average_precision_score(truth, score, sample_weight=weight)),
-            "pixel_f1": float(f1.max()), "pro": pro(maps)}
+            "pixel_f1": float(f1.max()), "pro": pro(others, shares)}
 
 
 def photograph_numbers(defective: list[float], good: list[float]) -> dict[str, float]:

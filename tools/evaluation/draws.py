@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -12,15 +13,34 @@ from anomaly.files.atomic_files import link
 from anomaly.files.names import slug
 from anomaly.pairs import PairFolder, paint, training_masks
 from anomaly.progress import Report, Stop, each, ending
+from anomaly.reweight import adaptive
 from anomaly.runs import learn
-from anomaly.runs.run_folder import read_run
+from anomaly.runs.run_folder import MASKED_LOSS, SPATIAL, Run, read_run
 from anomaly.training_files import check_same, describe
 from evaluation.collection import Collection, Painted, painted, spread
-from evaluation.labelled import labelled
+from evaluation.labelled import Labelled, labelled
 from evaluation.trials import Draw
 from ldm.model import StableDiffusion
 
 PAIRS = 200         # of a defect that detectors learn from, at most
+# What a draw is learned without, and how it is painted, if one part of the method is off.
+ABLATED: dict[str, tuple[str | None, dict[str, Any]]] = {
+    "masked loss off": (MASKED_LOSS, {}),
+    "spatial embedding off": (SPATIAL, {}),
+    "guidance off": (None, {"guidance": 1.0}),
+    "re-weighting instead of guidance": (None, {"weigh": adaptive}),
+    "gate off": (None, {"gate": "off"})}
+
+
+def pairs_of(some: Painted, collection: Collection, report: Report) -> list[Labelled]:
+    """What was painted, as detectors see it; ValueError if that is the data itself."""
+    wanted = [(d, e) for d in some.defects for e in spread(some.pairs[d.key], PAIRS)]
+    for _, example in wanted:
+        if example.image in collection.seen:
+            raise ValueError(f"{example.image}: a photograph of --data, no pair; --pairs takes a "
+                             f"folder of what was painted")
+    return [labelled(d.object, d.name, e, collection.resolution)
+            for d, e in each(wanted, "reading pairs", len(wanted), report)]
 
 
 def draw_of(name: str, some: Painted, collection: Collection, into: set[int],
@@ -49,28 +69,44 @@ def draw_of(name: str, some: Painted, collection: Collection, into: set[int],
                              f"{len(collection.defects[d.key])} are learned from, or show parts "
                              f"that are; add others, or name the parts with --parts")
         tested += left
-    wanted = [(d, e) for d in some.defects for e in spread(some.pairs[d.key], PAIRS)]
-    for _, example in wanted:
-        if example.image in collection.seen:
-            raise ValueError(f"{example.image}: a photograph of --data, no pair; --pairs takes a "
-                             f"folder of what was painted")
-    pairs = [labelled(d.object, d.name, e, collection.resolution)
-             for d, e in each(wanted, "reading pairs", len(wanted), report)]
     return Draw(name, min(len(d.examples) for d in some.defects),
-                collection.of(e.image for d in some.defects for e in d.examples), pairs,
+                collection.of(e.image for d in some.defects for e in d.examples),
+                pairs_of(some, collection, report),
                 collection.of(good), collection.of(tested), collection.of(untouched),
                 collection.parts, not some.run.config["options"]["no_flip"])
 
 
 @dataclass(frozen=True)
 class Study:
-    """How each draw is learned and painted."""
+    """How each draw is learned and painted; what is there is kept."""
 
+    sd: StableDiffusion
     draws: int                  # of each number of photographs
     pairs: int                  # painted of each defect
     steps: int | None           # of training, a defect
     flip: bool
+    ablation: bool              # and with one part of the method off at a time
     folder: Path
+    stop: Stop
+    report: Report
+
+    def learned(self, few: list[Defect], seed: int, folder: Path, without: str | None) -> Run:
+        """A run in the folder, of these photographs."""
+        run = folder / "run"
+        if not (run / "preview.jpg").is_file():
+            learn(self.sd, few, run, steps=self.steps, flip=self.flip, mask_model=False, seed=seed,
+                  resume=(run / "config.json").is_file(), without=without, stop=self.stop,
+                  report=self.report)
+        check_same(run, read_run(run).config["defects"], describe(run, few))
+        return read_run(run)
+
+    def painted(self, run: Run, seed: int, folder: Path, **how: Any) -> Painted:
+        """Its pairs, in the folder."""
+        pairs = folder / "pairs"
+        for _ in paint(self.sd, run, PairFolder(pairs, {"seed": seed}), n=self.pairs,
+                       masks=training_masks, seed=seed, stop=self.stop, report=self.report, **how):
+            pass
+        return painted(run, pairs)
 
 
 def chosen(defect: Defect, collection: Collection, count: int, turn: float) -> Defect:
@@ -111,21 +147,19 @@ def link_normals(collection: Collection, study: Study) -> None:
                 link(path, there)
 
 
-def learned_draws(sd: StableDiffusion, wanted: dict[str, list[Defect]], collection: Collection,
-                  study: Study, stop: Stop, report: Report) -> Iterator[Draw]:
-    """Learn and paint each draw, into study.folder; what is there is kept."""
+def learned_draws(wanted: dict[str, list[Defect]], collection: Collection,
+                  study: Study) -> Iterator[Draw]:
+    """Learn and paint each draw, into study.folder."""
     link_normals(collection, study)
     into = collection.parts_of(p for object_ in collection.good
                                for p in collection.divided(object_, set())[0])
+    ended = ending(study.report, study.stop)
     for seed, (name, few) in enumerate(wanted.items()):
-        seed %= study.draws
-        run, pairs = study.folder / name / "run", study.folder / name / "pairs"
-        if not (run / "preview.jpg").is_file():
-            learn(sd, few, run, steps=study.steps, flip=study.flip, mask_model=False, seed=seed,
-                  resume=(run / "config.json").is_file(), stop=stop, report=report)
-        check_same(run, read_run(run).config["defects"], describe(run, few))
-        for _ in paint(sd, read_run(run), PairFolder(pairs, {"seed": seed}), n=study.pairs,
-                       masks=training_masks, seed=seed, stop=stop, report=report):
-            pass
-        yield draw_of(name, painted(read_run(run), pairs), collection, into,
-                      ending(report, stop))
+        seed, folder, ablated = seed % study.draws, study.folder / name, {}
+        run = study.learned(few, seed, folder, None)
+        draw = draw_of(name, study.painted(run, seed, folder), collection, into, ended)
+        for part, (without, how) in ABLATED.items() if study.ablation else ():
+            own = folder / slug(part)
+            other = run if without is None else study.learned(few, seed, own, without)
+            ablated[part] = pairs_of(study.painted(other, seed, own, **how), collection, ended)
+        yield replace(draw, ablated=ablated)

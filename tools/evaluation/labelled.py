@@ -29,8 +29,8 @@ class Labelled:
         return f"{self.object}/{self.defect}"
 
     def scored(self, scores: np.ndarray) -> Scored:
-        """With a detector's map."""
-        return Scored(scores, self.marked, self.counted)
+        """With a detector's map, of as many scores as 16 bits hold: they are ranked faster."""
+        return Scored(np.round(scores * 65535) / 65535, self.marked, self.counted)
 
 
 def in_cells(values: np.ndarray, side: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from PIL import Image
 from anomaly.files.atomic_files import write_text
 from evaluation.labelled import Labelled
 from evaluation.trials import BOTH, NUMBERS, REAL, SHUFFLED, WAYS, Trial, many_pasted
-from evaluation.verdict import average_precisions, by_count, verdicts
+from evaluation.verdict import ablations, average_precisions, by_count, verdicts
 
 TEMPLATE = Path(__file__).with_name("report.html")
 COLOURS = dict(zip(WAYS, ("#444444", "#d97706", "#7c3aed", "#0f766e", "#9ca3af")))
@@ -83,7 +83,8 @@ def tables(found: list[Trial]) -> str:
             out.append(f"<h3>{escape(key)}, {count} learned from; {len(defective)} with it and "
                        f"{len(good)} without tested</h3>")
             out.append(table(["trained on", *HEADS.values()],
-                             [[way, *(cell(way, name) for name in HEADS)] for way in WAYS]))
+                             [[way, *(cell(way, name) for name in HEADS)]
+                              for way in (*WAYS, *some[0].draw.ablated)]))
     return "".join(out)
 
 
@@ -142,7 +143,8 @@ def pictures(found: list[Trial]) -> str:
 
 def write_report(found: list[Trial], path: Path) -> None:
     """The page, and the curve beside it."""
-    said = "".join(f"<p class=verdict>{escape(line)}</p>" for line in verdicts(found))
+    said = "".join(f"<p class=verdict>{escape(line)}</p>"
+                   for line in (*verdicts(found), *ablations(found)))
     write_text(path, Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         verdicts=said, curve=embedded(curve(found), "png"), tables=tables(found),
         detectors=len([t for t in next(by_count(found))[1] if t.way == REAL]),

@@ -6,7 +6,7 @@ defect; where two sources are joined, each gives half of these.
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from zipfile import BadZipFile
@@ -44,6 +44,7 @@ class Draw:
     untouched: list[Labelled]   # without, of parts that were neither learned from nor painted into
     parts: dict[Path, int]
     flip: bool                  # parts may be mirrored
+    ablated: dict[str, list[Labelled]] = field(default_factory=dict)    # pairs, a part being off
 
     @property
     def sha256(self) -> str:
@@ -191,9 +192,11 @@ def trial(draw: Draw, way: str, seed: int, steps: int, device: str, path: Path) 
 
 def trials(draw: Draw, seeds: int, steps: int, device: str, folder: Path,
            report: Report) -> Iterator[Trial]:
-    """Every way with every seed."""
-    name = draw.sha256[:16]
-    todo = list(product(WAYS, range(seeds)))
-    for way, seed in each(todo, f"training detectors, {draw.name}", len(todo), report):
-        yield trial(draw, way, seed, steps, device,
-                    folder / f"{name}-{WAYS.index(way)}-{seed}-{steps}.npz")
+    """Every way with every seed, and pairs alone where a part of the method was off."""
+    done = [(way, draw, way) for way in WAYS]
+    done += [(name, replace(draw, pairs=some), PAIRS) for name, some in draw.ablated.items()]
+    todo = list(product(done, range(seeds)))
+    for (name, some, way), seed in each(todo, f"training detectors, {draw.name}", len(todo),
+                                        report):
+        kept_in = folder / f"{some.sha256[:16]}-{WAYS.index(way)}-{seed}-{steps}.npz"
+        yield replace(trial(some, way, seed, steps, device, kept_in), draw=draw, way=name)

@@ -11,7 +11,7 @@ from itertools import groupby
 import numpy as np
 
 from anomaly.scores.gate import t_quantile
-from evaluation.trials import BOTH, PASTED, REAL, SHUFFLED, Trial
+from evaluation.trials import BOTH, PAIRS, PASTED, REAL, SHUFFLED, Trial
 
 RESAMPLED = 1000
 # Fewer draws of photographs, detectors of a kind, or parts with a defect, are no proof.
@@ -143,11 +143,28 @@ def by_count(found: list[Trial]) -> Iterator[tuple[int, list[Trial]]]:
         yield count, list(some)
 
 
-def verdicts(found: list[Trial]) -> Iterator[str]:
-    """A line for each defect and number of photographs, and for all defects, if there are more."""
+def by_defect(found: list[Trial]) -> Iterator[tuple[str, list[Trial], list[str]]]:
+    """For each number of photographs each defect, and all of them, if there are more."""
     for _, some in by_count(found):
         keys = list(some[0].tested)
-        for key in keys:
-            yield f"{key}: {verdict(some, [key])}"
+        yield from ((key, some, [key]) for key in keys)
         if len(keys) > 1:
-            yield f"all defects: {verdict(some, keys)}"
+            yield "all defects", some, keys
+
+
+def verdicts(found: list[Trial]) -> Iterator[str]:
+    """A line each."""
+    for name, some, keys in by_defect(found):
+        yield f"{name}: {verdict(some, keys)}"
+
+
+def ablations(found: list[Trial]) -> Iterator[str]:
+    """A line each for every part of the method that was off; none without --ablation."""
+    for name, some, keys in by_defect(found):
+        for part in some[0].draw.ablated:
+            less = compare(some, PAIRS, part, keys)
+            word = "worse" if less.is_better(-1) else "better" if less.is_better() else \
+                "no difference seen" if less.proof else "no verdict"
+            yield (f"{name}, {part}: {word}: AP {less.before:.2f} -> {less.after:.2f} "
+                   f"{less.interval} trained on pairs only, of {some[0].draw.photographs} "
+                   f"photograph{'s' if some[0].draw.photographs > 1 else ''}")
