@@ -33,7 +33,7 @@ LIMITS = {      # folder -> code lines at most, and what of the project its file
     "anomaly/drawn": (430, CORE | {"anomaly.drawn"}),
     "tools": (900, EVERYTHING | {"cli", "display", "benchmarks", "evaluation", "pretraining",
                                  "anomaly.__version__"}),
-    "tools/evaluation": (1075, EVERYTHING | {"evaluation"}),
+    "tools/evaluation": (1160, EVERYTHING | {"evaluation"}),
     "tools/benchmarks": (600, EVERYTHING | {"benchmarks", "pretraining"} | REFERENCES),
     "tools/pretraining": (350, EVERYTHING | {"pretraining"}),
     "docs": (155, EVERYTHING),

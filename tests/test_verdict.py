@@ -21,6 +21,7 @@ from evaluation.trials import (
     REAL,
     SHUFFLED,
     WAYS,
+    Ablated,
     Draw,
     Outcome,
     Trial,
@@ -146,12 +147,12 @@ def study(draws=2, parts=6, **precisions):
 
 
 @pytest.mark.parametrize("changes, begins, says", [
-    ({}, "helps: AP 0.20 -> 0.50 (0.30 to 0.30) with 1 photograph, tested on 6 parts; against",
-     "paste better (0.10 to 0.10)"),
+    ({}, "helps: AP 0.20 -> 0.50 (difference 0.30 to 0.30, better in 6 of 6 trials) with 1 photo",
+     "tested on 6 parts; against crop-and-paste better (difference 0.10 to 0.10, "),
     ({"pasted": 0.5}, "helps: ", "against crop-and-paste no difference seen"),
     ({"pasted": 0.6}, "helps: ", "against crop-and-paste worse"),
     ({"shuffled": 0.5}, "not shown to help: the control with shuffled masks has 0.50", ""),
-    ({"both": (0.5, 0.5, 0.5, 0.5, 0.5, 0.19)}, "no difference seen: ", ""),    # one seed says no
+    ({"both": (0.5, 0.5, 0.5, 0.5, 0.5, 0.19)}, "no difference seen: ", "in 5 of 6 trials"),
     ({"both": 0.1}, "harms: ", ""),
     ({"draws": 1}, "no verdict (it takes 2 draws", "here 1, 3 and 6)"),
     ({"parts": 4}, "no verdict (it takes 2 draws", "here 2, 6 and 4)")])
@@ -162,22 +163,40 @@ def test_the_verdict_takes_one_sign_two_draws_and_an_interval_without_zero(chang
 
 
 @pytest.mark.parametrize("off, says", [
-    (0.3, "worse: AP 0.50 -> 0.30 (-0.20 to -0.20)"), (0.6, "better: AP 0.50 -> 0.60"),
-    ((0.4, 0.4, 0.4, 0.4, 0.4, 0.51), "no difference seen: AP 0.50 -> 0.42")])
+    (0.3, "worse (difference -0.20 to -0.20, better in 0 of 6"), (0.6, "better (difference 0.10 t"),
+    ((0.4, 0.4, 0.4, 0.4, 0.4, 0.51), "no difference seen ("), (0.5, "the same pairs")])
 def test_a_part_that_is_off_is_compared_with_the_whole_method(off, says):
-    found = study(pairs=0.5) + [
-        replace(one, way="gate off", draw=replace(one.draw, ablated={"gate off": []}))
-        for one in study(pairs=off)]
-    line, = ablations([replace(one, draw=replace(one.draw, ablated={"gate off": []}))
-                       for one in found])
-    assert line.startswith(f"tile/spot, gate off: {says}"), line
+    found = study(pairs=0.5) + [replace(one, way="gate off") for one in study(pairs=off)]
+    made, = ablations([replace(one, draw=replace(one.draw, ablated={
+        "gate off": Ablated(PAIRS, light()[:one.draw.name == "1"])})) for one in found])
+    assert made.words.startswith(says) and (made.defect, made.pairs) == ("tile/spot", 0)
+    assert (made.photographs, made.off, made.against) == (1, "gate off", PAIRS)
 
 
 def test_two_draws_of_the_same_photographs_are_one():
     found = study(**BEST)
     same = [replace(one, draw=replace(one.draw, real=found[0].draw.real)) for one in found]
     line = verdict(same, ["tile/spot"])
-    assert line.startswith("no verdict") and "against crop-and-paste no difference seen" in line
+    assert line.startswith("no verdict") and "against crop-and-paste no verdict" in line
+
+
+def test_the_parts_that_count_are_those_of_the_draw_with_the_fewest():
+    found = study(**BEST) + [replace(one, draw=replace(one.draw, name="2")) for one in
+                             study(draws=1, parts=4, **BEST)]
+    assert verdict(found, ["tile/spot"]).startswith("no verdict")
+
+
+def test_photographs_of_two_defects_are_resampled_together():
+    """They share those without a defect, and may show the same part."""
+    found = study(real=0.2, both=0.5)
+    for one in found:
+        one.tested["tile/dent"] = one.tested["tile/spot"]
+        one.draw.tested[:] = [x for p in one.draw.tested for x in (p, replace(p, defect="dent"))]
+    for one in (one for one in found if one.way == BOTH):
+        one.tested["tile/spot"].alarms[:6] *= np.array([[0], [0], [0], [9], [9], [9]])
+    alone, both = (compare(found, REAL, BOTH, keys)
+                   for keys in (["tile/spot"], ["tile/spot", "tile/dent"]))
+    assert (both.low, both.high) == pytest.approx((alone.low, alone.high))
 
 
 def test_an_interval_is_as_wide_as_the_parts_differ():

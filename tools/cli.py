@@ -163,6 +163,7 @@ class Remarks(logging.Handler):
         tqdm.write(one_line(record.getMessage()), file=sys.stderr)
 
 
+MEMORY = "not enough memory; give a smaller --batch-size, --size or --resolution"
 GOES_ON = "what is written is whole, the same command goes on from there"
 _terminated, _interrupted = threading.Event(), threading.Event()
 
@@ -217,7 +218,7 @@ def run_tool(name: str, main: Callable[[], None]) -> int:
         print(f"{name}: interrupted; {GOES_ON}{_resume(name)}", file=sys.stderr)
         return 130
     except MemoryError:
-        print(f"{name}: not enough memory; give a smaller --batch-size or --size", file=sys.stderr)
+        print(f"{name}: {MEMORY}", file=sys.stderr)
         return 1
     except (RuntimeError, ValueError, OSError) as err:
         if _at_fault(err):
@@ -227,7 +228,7 @@ def run_tool(name: str, main: Callable[[], None]) -> int:
             print(one_line(f"{name}: {err}"), file=sys.stderr)
             return 2
         if isinstance(err, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(err):
-            err = RuntimeError("not enough memory; give a smaller --batch-size or --size")
+            err = RuntimeError(MEMORY)
         full = isinstance(err, OSError) and err.errno in (errno.ENOSPC, errno.EDQUOT)
         remedy = "; make room on the disk, or give another --out" if full else ""
         print(f"{name}: {' '.join(str(err).split())}{remedy}", file=sys.stderr)

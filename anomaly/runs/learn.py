@@ -147,17 +147,17 @@ def draw_preview(sd: StableDiffusion, run: Run, defects: list[Defect], learner: 
 def learn(sd: StableDiffusion, defects: list[Defect], out: Path, *, steps: int | None = None,
           batch_size: int = BATCH_SIZE, size: int | None = None, flip: bool = True,
           mask_model: bool = True, seed: int = 0, resume: bool = False,
-          options: dict[str, object] | None = None, without: str | None = None,
-          report: Report = silent, stop: Stop = never) -> Run:
+          options: dict[str, object] | None = None, masked_loss: bool = True,
+          spatial: bool = True, report: Report = silent, stop: Stop = never) -> Run:
     """Learn every defect, then the masks of each, into the folder out; returns the run.
 
     steps: a defect; None: default_steps, or with resume the run's own. batch_size: views a step, of
     each process. size: side of the crops in pixels; None: the model's own. flip: views may be
     mirrored. mask_model: learn masks, too. resume: go on where the run in out was. options: what
-    else config.json shall say; a resumed run must have the same. without: for an ablation,
-    run_folder.MASKED_LOSS (every cell counts alike) or SPATIAL (e_a alone). Every fault of the
-    input raises before anything is written: ValueError or an OSError. Stopped if stop() ends it
-    before the end.
+    else config.json shall say; a resumed run must have the same. For an ablation, without
+    masked_loss every cell counts alike, without spatial e is e_a alone. Every fault of the input
+    raises before anything is written: ValueError or an OSError. Stopped if stop() ends it before
+    the end.
     Of several processes (anomaly/processes.py) only the first one writes.
     """
     first = processes.rank() == 0
@@ -170,7 +170,8 @@ def learn(sd: StableDiffusion, defects: list[Defect], out: Path, *, steps: int |
     config = describe_run(sd, defects, pixels, {
         "weights": sd.source, "steps": steps, "batch_size": batch_size, "size": size,
         "no_flip": not flip, "no_masks": not mask_model, "seed": seed, **(options or {}),
-        **({} if without is None else {"without": without}),
+        **({} if masked_loss else {"no_masked_loss": True}),
+        **({} if spatial else {"no_spatial": True}),
         **({} if processes.count() == 1 else {"processes": processes.count()})}, out)
     with held(out) if first else nullcontext():
         if first:
@@ -189,14 +190,13 @@ def learn_into(sd: StableDiffusion, run: Run, defects: list[Defect], batch_size:
     base: the run whose map and E, frozen, are used; None: both are learned.
     """
     options, first, ended = run.config["options"], processes.rank() == 0, ending(report, stop)
-    without = options.get("without")
-    learner = AnomalyEmbedding(sd, defects, options["seed"], without != run_folder.SPATIAL)
+    learner = AnomalyEmbedding(sd, defects, options["seed"], not options.get("no_spatial"))
     if base is not None:
         run_folder.load_encoder(base, learner)
     with reading(run.hashes):
         views = {d.stem: random_views(sd, d, run.config["size"], not options["no_flip"],
                                       options["seed"], ended) for d in defects}
-        if without == run_folder.MASKED_LOSS:
+        if options.get("no_masked_loss"):
             views = {s: replace(v, cells=torch.ones_like(v.cells)) for s, v in views.items()}
         if first:
             run_folder.save_masks(run, defects)

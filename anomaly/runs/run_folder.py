@@ -41,7 +41,6 @@ from ldm.model import StableDiffusion
 
 # What of config.json is read again. None: older versions did not write it.
 COUNT, TEXT = range(1, 2 ** 31), (str, None)
-MASKED_LOSS, SPATIAL = "masked loss", "spatial embedding"   # parts of the method, off in ablations
 RUN = {
     "size": COUNT, "weights_sha256": str, "prediction_type": ("eps", "v"),
     "options": {
@@ -50,7 +49,7 @@ RUN = {
         "prediction_type": ("auto", "eps", "v", None), "split": ("third", "all", None),
         "dtype": ("auto", "fp32", "bf16", "fp16", None), "data": TEXT, "images": TEXT,
         "masks": TEXT, "name": TEXT, "only": TEXT, "processes": (COUNT, None),
-        "added": ([str], None), "without": (MASKED_LOSS, SPATIAL, None)},
+        "added": ([str], None), "no_masked_loss": (bool, None), "no_spatial": (bool, None)},
     "defects": [{"object": str, "defect": str, "normals": TEXT, "train": [{
         "image": str, "mask": TEXT, "masks": ([str], None), "sha256": ([str], None)}]}]}
 POINT = [float, float]
@@ -272,7 +271,7 @@ def load_learner(run: Run, sd: StableDiffusion, defects: list[Defect]) -> Anomal
     if run.config["size"] % sd.size_multiple:
         raise ValueError(f"{run.folder}/config.json: size is {run.config['size']}, but the model "
                          f"takes multiples of {sd.size_multiple}; restore it or train again")
-    learner = AnomalyEmbedding(sd, defects, 0, run.config["options"].get("without") != SPATIAL)
+    learner = AnomalyEmbedding(sd, defects, 0, not run.config["options"].get("no_spatial"))
     for defect in defects:
         e_a = learner.e_a[defect.stem].data
         e_a.copy_(load_vectors(run, "embeddings", defect, e_a))

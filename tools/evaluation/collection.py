@@ -170,10 +170,11 @@ def collect(defects: list[Defect], runs: list[Painted], resolution: int, parts: 
         if cells < SMALL and (side := seen[d.examples[0].image].side) > 1:
             log.info("%s: half of the defects cover %d cells of %d x %d pixels at most; give a "
                      "larger --resolution than %d", d.key, cells, side, side, resolution)
-    named = named_parts(list(seen), parts)
+    named = {p: f"{seen[p].object}/{part}" for p, part in named_parts(list(seen), parts).items()}
     numbers = grouped(list(seen), named, near_duplicates(list(seen.values()), report))
     shared = sorted({n for n in numbers.values() if list(numbers.values()).count(n) > 1})
-    log.info("%d photographs of %d parts", len(seen), len(set(numbers.values())))
+    log.info("%d photographs of %d parts; %d are named by --parts, the others told by their looks",
+             len(seen), len(set(numbers.values())), len(named))
     for part in shared:
         log.info("%s show the same part", ", ".join(
             shown("/".join(p.parts[-3:])) for p in seen if numbers[p] == part))

@@ -1,6 +1,7 @@
 """Which photographs show the same part: they are never divided between learning and testing."""
 
 import csv
+import logging
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -11,13 +12,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from anomaly.files.names import text_of
+from anomaly.files.names import shown, text_of
 from anomaly.progress import Report, each
 from evaluation.labelled import Labelled
 
 SIDE = 256      # pixels to which the longest side of all is brought; all are shrunk as much
 NEAR = 1 / 8    # of SIDE: how far two photographs of a part may be shifted
 CHUNK = 64      # photographs that one is compared with at a time
+log = logging.getLogger("anomaly.evaluation")       # the tools show the packages' remarks
 SAME = 0.5      # correlation; on 126 tiles the same part gives 0.53 to 0.98, others 0.42 at most
 
 
@@ -67,13 +69,14 @@ def named_parts(paths: list[Path], parts: str | None) -> dict[Path, str]:
     """The part of each photograph that is named.
 
     parts: a CSV file with the columns image (a file name, or the end of a path) and part; or a
-    regular expression whose first group, or all that it finds in the file name, is the part.
+    regular expression whose first group, or all that it finds in DEFECT/NAME, is the part.
     """
     if parts is None:
         return {}
     if not parts.lower().endswith(".csv"):
         try:
-            matches = {path: re.search(parts, path.name) for path in paths}
+            matches = {path: re.search(parts, f"{path.parent.name}/{path.name}")
+                       for path in paths}
         except re.error as err:
             raise ValueError(f"--parts: {parts!r} is no regular expression ({err}); expected one, "
                              f"or a CSV file with the columns image and part") from None
@@ -85,11 +88,17 @@ def named_parts(paths: list[Path], parts: str | None) -> dict[Path, str]:
                 raise ValueError(f"{parts}: its columns are {', '.join(reader.fieldnames or '-')}; "
                                  f"expected image, part")
             rows = [(text_of(row["image"]), row["part"]) for row in reader]
-        found = {path: part for path in paths for image, part in rows
-                 if f"/{text_of(path.as_posix())}".endswith(f"/{image}")}
+        ends = {path: f"/{text_of(path.as_posix())}" for path in paths}
+        found = {path: part for path, end in ends.items() for image, part in rows
+                 if end.endswith(f"/{image}")}
+        astray = [image for image, _ in rows
+                  if not any(end.endswith(f"/{image}") for end in ends.values())]
+        if astray:
+            log.info("%s: %d of %d rows name no photograph of --data; the first is %s", parts,
+                     len(astray), len(rows), shown(astray[0]))
     if not found:
         raise ValueError(f"--parts: {parts} names the part of none of {len(paths)} photographs; "
-                         f"the first is {paths[0].name}")
+                         f"the first is {paths[0].parent.name}/{paths[0].name}")
     return found
 
 

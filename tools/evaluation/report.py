@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from anomaly.files.atomic_files import write_text
+from anomaly.files.atomic_files import replacing, write_text
 from evaluation.labelled import Labelled
 from evaluation.trials import BOTH, NUMBERS, REAL, SHUFFLED, WAYS, Trial, many_pasted
 from evaluation.verdict import ablations, average_precisions, by_count, verdicts
@@ -80,12 +80,24 @@ def tables(found: list[Trial]) -> str:
                 return f"{np.mean(values):.2f} <small>({min(values):.2f} to {max(values):.2f})" \
                     "</small>"
             defective, good = some[0].draw.of(key)
-            out.append(f"<h3>{escape(key)}, {count} learned from; {len(defective)} with it and "
-                       f"{len(good)} without tested</h3>")
+            pairs = min(sum(p.key == key for p in t.draw.pairs) for t in some)
+            out.append(f"<h3>{escape(key)}, {count} learned from, {pairs} pairs or more; "
+                       f"{len(defective)} with it and {len(good)} without tested</h3>")
             out.append(table(["trained on", *HEADS.values()],
                              [[way, *(cell(way, name) for name in HEADS)]
                               for way in (*WAYS, *some[0].draw.ablated)]))
     return "".join(out)
+
+
+def ablation_table(found: list[Trial]) -> str:
+    """What each part of the method is worth; nothing without --ablation."""
+    rows = [[escape(a.defect), str(a.photographs), escape(a.off), escape(a.against),
+             f"{a.difference.before:.2f} -> {a.difference.after:.2f}", escape(a.words),
+             str(a.pairs)] for a in ablations(found)]
+    return "<h2>One part of the method off</h2><p>Average precision of detectors that learn from " \
+        "pairs alone; pairs that the gate calls doubtful are left out where it is on.</p>" + table(
+            ["defect", "photographs", "off", "compared with", "AP", "it is", "pairs"], rows) \
+        if rows else ""
 
 
 def confusion(found: list[Trial]) -> str:
@@ -141,11 +153,15 @@ def pictures(found: list[Trial]) -> str:
     return "".join(out)
 
 
-def write_report(found: list[Trial], path: Path) -> None:
-    """The page, and the curve beside it."""
-    said = "".join(f"<p class=verdict>{escape(line)}</p>"
-                   for line in (*verdicts(found), *ablations(found)))
+def write_report(found: list[Trial], settings: dict[str, object], path: Path) -> None:
+    """The page, and the curve as curve.png beside it."""
+    said = "".join(f"<p class=verdict>{escape(line)}</p>" for line in verdicts(found))
+    drawn = curve(found)
+    with replacing(path.with_name("curve.png")) as temporary:
+        temporary.write_bytes(drawn)
     write_text(path, Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-        verdicts=said, curve=embedded(curve(found), "png"), tables=tables(found),
+        verdicts=said, curve=embedded(drawn, "png"), tables=tables(found),
+        ablations=ablation_table(found), settings=table(["option", "value"], [
+            [escape(name), escape(str(value))] for name, value in settings.items()]),
         detectors=len([t for t in next(by_count(found))[1] if t.way == REAL]),
         confusion=confusion(found), pictures=pictures(found)))

@@ -25,10 +25,19 @@ from evaluation.pasting import pasted
 REAL, PASTED, PAIRS, BOTH, SHUFFLED = WAYS = (
     "real only", "real + crop-and-paste", "pairs only", "real + pairs",
     "real + pairs, masks shuffled")
+VERSION = 2         # of what a trial gives: files of others are made anew
 LEVELS = 200        # scores at which a trial's curve is kept for the intervals
 ALIKE = 0.2         # share of two masks in common above which one is no control for the other
 ARRAYS = ("found", "alarms", "parts", "classes")
 NUMBERS = ("pixel_auroc", "pixel_ap", "pixel_f1", "pro", "image_auroc", "image_ap", "false_alarms")
+
+
+@dataclass(frozen=True)
+class Ablated:
+    """Pairs of a draw, made with a part of the method off."""
+
+    against: str            # what a detector trained on them is compared with
+    pairs: list[Labelled]
 
 
 @dataclass(frozen=True)
@@ -44,12 +53,12 @@ class Draw:
     untouched: list[Labelled]   # without, of parts that were neither learned from nor painted into
     parts: dict[Path, int]
     flip: bool                  # parts may be mirrored
-    ablated: dict[str, list[Labelled]] = field(default_factory=dict)    # pairs, a part being off
+    ablated: dict[str, Ablated] = field(default_factory=dict)       # by what is off
 
     @property
     def sha256(self) -> str:
         """Of all that a trial depends on."""
-        found = hashlib.sha256(f"{self.name} {self.flip}".encode())
+        found = hashlib.sha256(f"{VERSION} {self.name} {self.flip}".encode())
         for some in (self.real, self.pairs, self.good, self.tested, self.untouched):
             for p in some:
                 found.update(f"{p.key} {p.pixels.shape} {self.parts.get(p.path)}".encode())
@@ -193,9 +202,9 @@ def trial(draw: Draw, way: str, seed: int, steps: int, device: str, path: Path) 
 def trials(draw: Draw, seeds: int, steps: int, device: str, folder: Path,
            report: Report) -> Iterator[Trial]:
     """Every way with every seed, and pairs alone where a part of the method was off."""
-    done = [(way, draw, way) for way in WAYS]
-    done += [(name, replace(draw, pairs=some), PAIRS) for name, some in draw.ablated.items()]
-    todo = list(product(done, range(seeds)))
+    wanted = [(way, draw, way) for way in WAYS]
+    wanted += [(name, replace(draw, pairs=a.pairs), PAIRS) for name, a in draw.ablated.items()]
+    todo = list(product(wanted, range(seeds)))
     for (name, some, way), seed in each(todo, f"training detectors, {draw.name}", len(todo),
                                         report):
         kept_in = folder / f"{some.sha256[:16]}-{WAYS.index(way)}-{seed}-{steps}.npz"

@@ -1,17 +1,18 @@
 """Do pairs help? Paired differences of average precision, and what may be said of them in words.
 
     helps: better than real photographs alone and than the control with shuffled masks
-    better: with every seed of every draw, and with a 95 % interval over parts that is above 0
+    better: with every seed of every draw, and with a 95 % interval over parts that is above 0, of
+            the photographs that were drawn
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, product
 
 import numpy as np
 
 from anomaly.scores.gate import t_quantile
-from evaluation.trials import BOTH, PAIRS, PASTED, REAL, SHUFFLED, Trial
+from evaluation.trials import BOTH, PASTED, REAL, SHUFFLED, Trial
 
 RESAMPLED = 1000
 # Fewer draws of photographs, detectors of a kind, or parts with a defect, are no proof.
@@ -27,7 +28,7 @@ class Comparison:
     low: float              # 95 % interval of the difference, over parts
     high: float
     differences: tuple[float, ...]      # of each draw and seed
-    parts: int              # with the defect, that were tested
+    parts: int              # with the defect, that the draw with the fewest tests
     draws: int              # of photographs, different ones
 
     @property
@@ -42,9 +43,17 @@ class Comparison:
             and min(sign * self.low, sign * self.high) > 0
 
     @property
+    def word(self) -> str:
+        """better, worse or neither."""
+        return "no verdict" if not self.proof else "better" if self.is_better() else \
+            "worse" if self.is_better(-1) else "no difference seen"
+
+    @property
     def interval(self) -> str:
         """In words."""
-        return f"({self.low:.2f} to {self.high:.2f})"
+        better = sum(d > 0 for d in self.differences)
+        return (f"(difference {self.low:.2f} to {self.high:.2f}, better in {better} of "
+                f"{len(self.differences)} trials)")
 
 
 def average_precisions(found: np.ndarray, alarms: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -57,13 +66,13 @@ def average_precisions(found: np.ndarray, alarms: np.ndarray, counts: np.ndarray
     return (precision * marked).sum(1) / np.maximum(marked.sum(1), 1e-9)
 
 
-def resampled(trials: list[Trial], key: str, rng: np.random.Generator) -> dict[int, np.ndarray]:
-    """How often each part counts, (RESAMPLED,): parts with the defect, and others, drawn anew."""
-    kinds: tuple[set[int], set[int]] = set(), set()
-    for some in trials:
-        defective, _ = some.draw.of(key)
-        for i, part in enumerate(some.tested[key].parts.tolist()):
-            kinds[i >= len(defective)].add(part)
+def resampled(trials: list[Trial], keys: list[str]) -> dict[int, np.ndarray]:
+    """How often each part counts, (RESAMPLED,): parts with a defect, and others, drawn anew."""
+    rng, kinds = np.random.default_rng(0), (set[int](), set[int]())
+    for some, key in product(trials, keys):
+        parts, defective = some.tested[key].parts.tolist(), len(some.draw.of(key)[0])
+        kinds[0].update(parts[:defective])
+        kinds[1].update(parts[defective:])
     found = {}
     for parts in (sorted(kinds[0]), sorted(kinds[1] - kinds[0])):
         if parts:
@@ -74,13 +83,10 @@ def resampled(trials: list[Trial], key: str, rng: np.random.Generator) -> dict[i
 
 def compare(trials: list[Trial], before: str, after: str, keys: list[str]) -> Comparison:
     """Of the trials of one number of photographs; the mean over defects, if there are several."""
-    rng = np.random.default_rng(0)
-    drawn = np.zeros(RESAMPLED)
+    drawn, counts = np.zeros(RESAMPLED), resampled(trials, keys)
     exact: dict[tuple[str, int, str], float] = {}
-    parts = []
+    pairs = {(t.draw.name, t.seed, t.way): t for t in trials if t.way in (before, after)}
     for key in keys:
-        counts = resampled(trials, key, rng)
-        pairs = {(t.draw.name, t.seed, t.way): t for t in trials if t.way in (before, after)}
         for (draw, seed, way), one in pairs.items():
             some = one.tested[key]
             value = average_precisions(some.found, some.alarms,
@@ -89,10 +95,10 @@ def compare(trials: list[Trial], before: str, after: str, keys: list[str]) -> Co
             drawn += share * value
             exact[draw, seed, way] = exact.get((draw, seed, way), 0.0) \
                 + some.numbers["pixel_ap"] / len(keys)
-        parts.append(len({p for t in trials for p in t.tested[key].parts[
-            :len(t.draw.of(key)[0])].tolist()}))
+    parts = min(len(set(t.tested[key].parts[:len(t.draw.of(key)[0])].tolist()))
+                for t, key in product(trials, keys))
     runs = sorted({(draw, seed) for draw, seed, _ in exact})
-    n = max(2, min(parts))
+    n = max(2, parts)
     # Quantiles of resampled means are those of a normal distribution with the deviation of n, not
     # n - 1; of few parts Student's are wider.
     wider = t_quantile(0.975, n - 1) / 1.96 * (n / (n - 1)) ** 0.5
@@ -101,7 +107,7 @@ def compare(trials: list[Trial], before: str, after: str, keys: list[str]) -> Co
     return Comparison(float(np.mean(old)), float(np.mean(new)),
                       float(middle - wider * (middle - low)),
                       float(middle + wider * (high - middle)),
-                      tuple(b - a for a, b in zip(old, new)), min(parts),
+                      tuple(b - a for a, b in zip(old, new)), parts,
                       len({frozenset(p.path for p in t.draw.real) for t in trials}))
 
 
@@ -125,15 +131,11 @@ def verdict(trials: list[Trial], keys: list[str]) -> str:
     elif real.is_better():
         word = (f"not shown to help: the control with shuffled masks has {control.before:.2f}, a "
                 f"difference of {control.interval}")
-    elif real.is_better(-1):
-        word = "harms"
     else:
-        word = "no difference seen"
-    against = "better" if paste.is_better() else "worse" if paste.is_better(-1) else \
-        "no difference seen"
+        word = "harms" if real.is_better(-1) else real.word
     alarms = [mean_number(trials, way, keys, "false_alarms") for way in (REAL, BOTH)]
-    return (f"{word}: {figures}; against crop-and-paste {against} {paste.interval}; false alarms "
-            f"where half of the defects are found {alarms[0]:.2f} -> {alarms[1]:.2f}")
+    return (f"{word}: {figures}; against crop-and-paste {paste.word} {paste.interval}; "
+            f"false alarms where half of the defects are found {alarms[0]:.2f} -> {alarms[1]:.2f}")
 
 
 def by_count(found: list[Trial]) -> Iterator[tuple[int, list[Trial]]]:
@@ -158,13 +160,30 @@ def verdicts(found: list[Trial]) -> Iterator[str]:
         yield f"{name}: {verdict(some, keys)}"
 
 
-def ablations(found: list[Trial]) -> Iterator[str]:
-    """A line each for every part of the method that was off; none without --ablation."""
+@dataclass(frozen=True)
+class Ablation:
+    """One part of the method off: what it changes for a detector that learns from pairs alone."""
+
+    defect: str
+    photographs: int
+    off: str
+    against: str
+    difference: Comparison
+    pairs: int              # of the defect, at least
+
+    @property
+    def words(self) -> str:
+        """The finding."""
+        if not any(self.difference.differences):
+            return "the same pairs"
+        return f"{self.difference.word} {self.difference.interval}"
+
+
+def ablations(found: list[Trial]) -> Iterator[Ablation]:
+    """Of every defect and number of photographs; none without --ablation."""
     for name, some, keys in by_defect(found):
-        for part in some[0].draw.ablated:
-            less = compare(some, PAIRS, part, keys)
-            word = "worse" if less.is_better(-1) else "better" if less.is_better() else \
-                "no difference seen" if less.proof else "no verdict"
-            yield (f"{name}, {part}: {word}: AP {less.before:.2f} -> {less.after:.2f} "
-                   f"{less.interval} trained on pairs only, of {some[0].draw.photographs} "
-                   f"photograph{'s' if some[0].draw.photographs > 1 else ''}")
+        for off, ablated in some[0].draw.ablated.items():
+            yield Ablation(name, some[0].draw.photographs, off, ablated.against,
+                           compare(some, ablated.against, off, keys),
+                           min(sum(p.key in keys for p in t.draw.ablated[off].pairs)
+                               for t in some))
