@@ -103,7 +103,7 @@ def find_defects(data: Path) -> list[Defect]:
     defects = [defect for folder in folders for defect in _category(folder)]
     if not defects:
         raise ValueError(f"{data}: no defects; expected MVTec AD layout: test/DEFECT/NAME.png with "
-                         f"ground_truth/DEFECT/NAME_mask.png, or --images and --masks")
+                         f"ground_truth/DEFECT/NAME_mask.png (or --images of train_embed.py)")
     check_names(defects)
     return defects
 

@@ -78,8 +78,11 @@ class AnomalyEmbedding(nn.Module):
 
     def forward(self, stem: str, masks: Tensor) -> dict[str, Tensor]:
         """masks (b, size, size) -> {"e_a": (b, 8, d), "e_s": (b, 4, d)}, in the prompt's order."""
-        e_a = {"e_a": self.e_a[stem].expand(len(masks), -1, -1)}
-        return {**e_a, "e_s": self.spatial_encoder(masks)} if self.spatial else e_a
+        e_a = self.e_a[stem].expand(len(masks), -1, -1)
+        if not self.spatial:
+            return {"e_a": e_a}
+        e_s = self.spatial_encoder(masks)
+        return {"e_a": e_a, "e_s": e_s}
 
     def rates(self, sd: StableDiffusion) -> list[dict[str, Any]]:
         """Parameter groups for the optimizer; of a frozen encoder nothing is in them."""

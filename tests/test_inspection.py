@@ -228,8 +228,9 @@ def test_one_part_of_the_method_is_off_at_a_time(learned, quick, capsys, monkeyp
     assert asked == [*[(None, None)] * 3, (1, None), (1, reweight.adaptive), (None, None),
                      (0, None)]
     assert len({(folder / "tile/test/crack/00000.png").read_bytes() for folder in pairs[:3]}) == 3
-    said = [line for line in capsys.readouterr().out.splitlines() if "; pairs only, ag" in line]
-    assert [line.split("with 1, ")[1].split(": AP")[0] for line in said] == list(draws.ABLATIONS)
+    said = [line.split("learned from, ")[1] for line in capsys.readouterr().out.splitlines()
+            if "learned from, " in line]
+    assert [line.split(": ")[0] for line in said] == list(draws.ABLATIONS)
     page = (out / "report.html").read_text()
     assert "<h2>One part of the method off</h2>" in page
     assert all(f"<td>{part}</td>" in page for part in draws.ABLATIONS)
@@ -265,7 +266,8 @@ def test_pairs_of_another_run_are_refused(learned, quick, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("options, says", [
-    (["--photographs", 6], "--photographs: 6, but the 6 photographs of tile/"),
+    (["--photographs", 6], "--photographs: 6, but tile/crack has 6, and"),
+    (["--photographs", 5], "--photographs: 5, but the 6 photographs of tile/hole show 5 parts"),
     (["--run", "{root}/run", "--pairs", "{root}/data"], "no _meta/manifest.csv in it"),
     (["--run", "{root}/run", "--run", "{root}/run", "--pairs", "{root}/pairs"], "--run: 2, and 1"),
     (["--photographs", 1, "--vgg", "x"], "--vgg does not belong to inspect"),

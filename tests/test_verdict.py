@@ -169,8 +169,9 @@ def test_a_part_that_is_off_is_compared_with_the_whole_method(off, says):
     found = study(pairs=0.5) + [replace(one, way="gate off") for one in study(pairs=off)]
     made, = ablations([replace(one, draw=replace(one.draw, ablated={
         "gate off": Ablated(PAIRS, light()[:one.draw.name == "1"])})) for one in found])
-    assert made.words.startswith(says) and (made.defect, made.pairs) == ("tile/spot", 0)
-    assert (made.photographs, made.off, made.against) == (1, "gate off", PAIRS)
+    assert f"{made.word} {made.difference.interval}".startswith(says)
+    assert str(made).startswith(f"tile/spot, 1 learned from, gate off: {made.word}: AP 0.50 with "
+                                "the whole method -> ") and made.pairs == 0
 
 
 def test_two_draws_of_the_same_photographs_are_one():

@@ -150,7 +150,7 @@ def inspect(args: argparse.Namespace, device: str) -> None:
     """Draw or read, train detectors, write results.csv and report.html, print the verdicts."""
     check_extra()
     from evaluation.collection import collect, painted
-    from evaluation.draws import Study, chosen_draws, learned_draws, painted_draws
+    from evaluation.draws import Study, check_counts, chosen_draws, learned_draws, painted_draws
     from evaluation.inspection import inspected, write_results
     from evaluation.report import write_report
     from evaluation.verdict import ablations, verdicts
@@ -164,6 +164,7 @@ def inspect(args: argparse.Namespace, device: str) -> None:
             collection = collect(defects, made, args.resolution, args.parts, ended)
             draws = painted_draws(made, collection, ended)
         else:
+            check_counts(defects, args.photographs)
             sd = load(args.weights, device, cli.DTYPES[cli.choose_dtype(args.dtype, device)])
             collection = collect(defects, [], args.resolution, args.parts, ended)
             study = Study(sd, args.draws, args.n, args.steps, not args.no_flip, args.ablation,
@@ -173,14 +174,13 @@ def inspect(args: argparse.Namespace, device: str) -> None:
         begin()
         found = inspected(draws, args.seeds, args.detector_steps, device, args.out, ended)
         write_results(found, args.out / "results.csv")
-        made_with = {name: value for name, value in vars(args).items() if name not in QUALITY}
-        write_report(found, made_with, args.out / "report.html")
-    for name in ("results.csv", "report.html"):
+        made_of = {"photographs": args.photographs} if args.photographs else \
+            {"run": args.run, "pairs": args.pairs}
+        write_report(found, {**made_of, **options, "seeds": args.seeds, "device": device,
+                             "detector_steps": args.detector_steps}, args.out / "report.html")
+    for name in ("results.csv", "report.html", "curve.png"):
         cli.say(args.out / name)
-    for a in ablations(found):
-        print(f"{a.defect} with {a.photographs}, {a.off}: AP {a.difference.before:.2f} -> "
-              f"{a.difference.after:.2f}, {a.words}; pairs only, against {a.against}")
-    print(*verdicts(found), sep="\n")
+    print(*ablations(found), *verdicts(found), sep="\n")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -169,6 +169,14 @@ class Chosen:
     split: Split
 
 
+def check_counts(defects: list[Defect], counts: list[int]) -> None:
+    """ValueError if there cannot be enough parts, before anything is read."""
+    for d in defects:
+        if max(counts) >= len(d.examples):
+            raise ValueError(f"--photographs: {max(counts)}, but {d.key} has {len(d.examples)}, "
+                             f"and some must be left to test on; at most {len(d.examples) - 1}")
+
+
 def chosen(defect: Defect, collection: Collection, count: int, turn: float) -> Defect:
     """The defect with some photographs, each of another part; ValueError if there are too few.
 

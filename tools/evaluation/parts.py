@@ -82,11 +82,15 @@ def named_parts(paths: list[Path], parts: str | None) -> dict[Path, str]:
                              f"or a CSV file with the columns image and part") from None
         found = {path: m.group(1 if m.re.groups else 0) for path, m in matches.items() if m}
     else:
+        if not Path(parts).is_file():
+            raise FileNotFoundError(f"--parts: {parts}: no such file; expected a CSV file with the "
+                                    f"columns image and part, or a regular expression")
         with open(parts, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             if not {"image", "part"} <= set(reader.fieldnames or ()):
-                raise ValueError(f"{parts}: its columns are {', '.join(reader.fieldnames or '-')}; "
-                                 f"expected image, part")
+                raise ValueError(f"--parts: {parts}: its columns are "
+                                 f"{', '.join(reader.fieldnames or '-')}; expected image and part, "
+                                 f"with a comma between them")
             rows = [(text_of(row["image"]), row["part"]) for row in reader]
         ends = {path: f"/{text_of(path.as_posix())}" for path in paths}
         found = {path: part for path, end in ends.items() for image, part in rows
@@ -98,7 +102,7 @@ def named_parts(paths: list[Path], parts: str | None) -> dict[Path, str]:
                      len(astray), len(rows), shown(astray[0]))
     if not found:
         raise ValueError(f"--parts: {parts} names the part of none of {len(paths)} photographs; "
-                         f"the first is {paths[0].parent.name}/{paths[0].name}")
+                         f"mend it, the first is {paths[0].parent.name}/{paths[0].name}")
     return found
 
 

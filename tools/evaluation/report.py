@@ -92,11 +92,11 @@ def tables(found: list[Trial]) -> str:
 def ablation_table(found: list[Trial]) -> str:
     """What each part of the method is worth; nothing without --ablation."""
     rows = [[escape(a.defect), str(a.photographs), escape(a.off), escape(a.against),
-             f"{a.difference.before:.2f} -> {a.difference.after:.2f}", escape(a.words),
-             str(a.pairs)] for a in ablations(found)]
+             f"{a.difference.before:.2f} -> {a.difference.after:.2f}",
+             f"{escape(a.word)} {a.difference.interval}", str(a.pairs)] for a in ablations(found)]
     return "<h2>One part of the method off</h2><p>Average precision of detectors that learn from " \
         "pairs alone; pairs that the gate calls doubtful are left out where it is on.</p>" + table(
-            ["defect", "photographs", "off", "compared with", "AP", "it is", "pairs"], rows) \
+            ["defect", "photographs", "off", "compared with", "AP", "without it", "pairs"], rows) \
         if rows else ""
 
 
@@ -124,11 +124,11 @@ def confusion(found: list[Trial]) -> str:
 
 
 def outlined(photograph: Labelled) -> np.ndarray:
-    """Its pixels with what is marked edged in red."""
+    """Its pixels with a red line round what is marked."""
     m = np.pad(photograph.marked > 0, 1)
-    edge = m[1:-1, 1:-1] & ~(m[:-2, 1:-1] & m[2:, 1:-1] & m[1:-1, :-2] & m[1:-1, 2:])
+    near = m[:-2, 1:-1] | m[2:, 1:-1] | m[1:-1, :-2] | m[1:-1, 2:]
     out = photograph.pixels.copy()
-    out[edge] = 255, 64, 64
+    out[near & ~m[1:-1, 1:-1]] = 255, 64, 64
     return out
 
 
@@ -162,6 +162,8 @@ def write_report(found: list[Trial], settings: dict[str, object], path: Path) ->
     write_text(path, Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         verdicts=said, curve=embedded(drawn, "png"), tables=tables(found),
         ablations=ablation_table(found), settings=table(["option", "value"], [
-            [escape(name), escape(str(value))] for name, value in settings.items()]),
+            [escape(name), escape(", ".join(map(str, value)) if isinstance(value, list) else
+                                  str(value))] for name, value in settings.items()
+            if value not in (None, False)]),
         detectors=len([t for t in next(by_count(found))[1] if t.way == REAL]),
         confusion=confusion(found), pictures=pictures(found)))

@@ -12,7 +12,7 @@ from itertools import groupby, product
 import numpy as np
 
 from anomaly.scores.gate import t_quantile
-from evaluation.trials import BOTH, PASTED, REAL, SHUFFLED, Trial
+from evaluation.trials import BOTH, PAIRS, PASTED, REAL, SHUFFLED, Trial
 
 RESAMPLED = 1000
 # Fewer draws of photographs, detectors of a kind, or parts with a defect, are no proof.
@@ -52,7 +52,8 @@ class Comparison:
     def interval(self) -> str:
         """In words."""
         better = sum(d > 0 for d in self.differences)
-        return (f"(difference {self.low:.2f} to {self.high:.2f}, better in {better} of "
+        low, high = (round(x, 2) + 0.0 for x in (self.low, self.high))      # no -0.00
+        return (f"(difference {low:.2f} to {high:.2f}, better in {better} of "
                 f"{len(self.differences)} trials)")
 
 
@@ -123,8 +124,8 @@ def verdict(trials: list[Trial], keys: list[str]) -> str:
     figures = f"AP {real.before:.2f} -> {real.after:.2f} {real.interval} with {n} " \
         f"photograph{'s' if n > 1 else ''}, tested on {real.parts} parts"
     if not real.proof:
-        word = (f"no verdict (it takes {DRAWS} draws of photographs, {DETECTORS} detectors of a "
-                f"kind and {PARTS} parts; here {real.draws}, {len(real.differences)} and "
+        word = (f"no verdict (it takes {DRAWS} draws of photographs, {DETECTORS} trials, draws "
+                f"times --seeds, and {PARTS} parts; here {real.draws}, {len(real.differences)} and "
                 f"{real.parts})")
     elif real.is_better() and control.is_better():
         word = "helps"
@@ -172,18 +173,22 @@ class Ablation:
     pairs: int              # of the defect, at least
 
     @property
-    def words(self) -> str:
-        """The finding."""
-        if not any(self.difference.differences):
-            return "the same pairs"
-        return f"{self.difference.word} {self.difference.interval}"
+    def word(self) -> str:
+        """How pairs without the part are."""
+        return self.difference.word if any(self.difference.differences) else "the same pairs"
+
+    def __str__(self) -> str:
+        change = self.difference
+        return (f"{self.defect}, {self.photographs} learned from, {self.off}: {self.word}: AP "
+                f"{change.before:.2f} with {self.against} -> {change.after:.2f} {change.interval}")
 
 
 def ablations(found: list[Trial]) -> Iterator[Ablation]:
     """Of every defect and number of photographs; none without --ablation."""
     for name, some, keys in by_defect(found):
         for off, ablated in some[0].draw.ablated.items():
-            yield Ablation(name, some[0].draw.photographs, off, ablated.against,
+            against = "the whole method" if ablated.against == PAIRS else ablated.against
+            yield Ablation(name, some[0].draw.photographs, off, against,
                            compare(some, ablated.against, off, keys),
                            min(sum(p.key in keys for p in t.draw.ablated[off].pairs)
                                for t in some))
