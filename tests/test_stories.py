@@ -158,7 +158,7 @@ def test_help_is_short_has_a_unit_for_every_value_and_two_examples(tool):
 
 
 @pytest.mark.parametrize("error, code, words", [
-    (MemoryError(), 1, "not enough memory; give a smaller --batch-size or --size"),
+    (MemoryError(), 1, "not enough memory; give a smaller --batch-size, --size or --resolution"),
     (RuntimeError("[enforce] DefaultCPUAllocator: can't allocate"), 1, "not enough memory"),
     (OSError(errno.ENOSPC, "No space left on device"), 1, "make room on the disk"),
     (PermissionError(13, "Permission denied", "/o/x"), 2, "/o/x: permission denied; check the"),
