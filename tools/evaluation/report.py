@@ -94,10 +94,12 @@ def ablation_table(found: list[Trial]) -> str:
     rows = [[escape(a.defect), str(a.photographs), escape(a.off), escape(a.against),
              f"{a.difference.before:.2f} -> {a.difference.after:.2f}",
              f"{escape(a.word)} {a.difference.interval}", str(a.pairs)] for a in ablations(found)]
-    return "<h2>One part of the method off</h2><p>Average precision of detectors that learn from " \
-        "pairs alone; pairs that the gate calls doubtful are left out where it is on.</p>" + table(
-            ["defect", "photographs", "off", "compared with", "AP", "without it", "pairs"], rows) \
-        if rows else ""
+    if not rows:
+        return ""
+    title = ("<h2>One part of the method off</h2><p>Average precision of detectors that learn from "
+             "pairs alone; pairs that the gate calls doubtful are left out where it is on.</p>")
+    return title + table(
+        ["defect", "photographs", "off", "compared with", "AP", "without it", "pairs"], rows)
 
 
 def confusion(found: list[Trial]) -> str:
