@@ -136,6 +136,8 @@ def load(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtyp
         unet, vae, text = UNet(found.unet), VAE(found.vae), TextEncoder(found.text_encoder)
     for name, module in {"unet": unet, "vae": vae, "text_encoder": text}.items():
         remarks += _fill(module, found.sources[name], device, dtype)
+    if device == "cpu":     # a tenth to a third faster; the U-Net is not
+        vae.to(device, memory_format=torch.channels_last)   # type: ignore[call-overload]
     v_prediction, rule = _prediction(prediction_type, found, unet, device, dtype)
     if found.schedule.zero_snr and not v_prediction:
         raise ValueError(f"{located}: the noise schedule ends in noise alone (zero terminal SNR), "
