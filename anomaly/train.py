@@ -6,12 +6,12 @@ A v model is trained on its own target, v in the place of eps. The mask model is
 loop on pictures of masks, with m = 1 everywhere (section 3.4).
 """
 
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from anomaly import processes
 from anomaly.crop import Cropped
@@ -89,19 +89,22 @@ def backward(loss: Tensor, out: Tensor, parameters: list[nn.Parameter], dtype: t
     the loss is not finite or no scale gives finite gradients, and tells NaN, which no scale can
     mend, from overflow.
     """
-    if not loss.isfinite():
-        raise RuntimeError(f"the loss is {loss.item()}; {more_precise(dtype)}")
     gradient, = torch.autograd.grad(loss, out)
-    largest = float(gradient.abs().max())
-    scale = 2.0 ** round(math.log2(INTO_UNET / largest)) if largest > 0 else 1.0
+    # It stays on the device: a GPU is asked one question a step, and waits meanwhile.
+    largest = gradient.abs().max()
+    scale = INTO_UNET * torch.frexp(largest).mantissa / largest     # the power of two, exactly
+    scale = torch.where(scale.isfinite(), scale, 1.0)
     for _ in range(RETRIES):
         found = torch.autograd.grad(out, parameters, gradient * scale,
                                     retain_graph=True, allow_unused=True)
-        if all(g is None or bool(g.isfinite().all()) for g in found):
+        norm = get_total_norm([g for g in found if g is not None])
+        if (norm + loss).isfinite():
             for parameter, g in zip(parameters, found):
                 parameter.grad = None if g is None else g / scale       # None: Adam passes it over
             return
-        scale /= 2 ** 6
+        if not loss.isfinite():
+            raise RuntimeError(f"the loss is {loss.item()}; {more_precise(dtype)}")
+        scale = scale / 2 ** 6
     nan = any(g is not None and bool(g.isnan().any()) for g in found)
     raise RuntimeError(f"the gradients {'are NaN' if nan else 'overflow'} at each of {RETRIES} "
                        f"scales, the loss is {loss.item():g}; {more_precise(dtype)}")
@@ -154,7 +157,8 @@ def gradients(sd: StableDiffusion, views: Views, stem: str, learner: Learner,
     means = processes.average([loss.detach(), *squares, *own.values()])
     for parameter, gradient in zip(own, means[1 + len(squares):]):
         parameter.grad = gradient
-    return float(means[0]), {name: float(square.sqrt()) for name, square in zip(vectors, means[1:])}
+    mean, *squared = torch.stack(means[:1 + len(squares)]).tolist()
+    return mean, {name: square ** 0.5 for name, square in zip(vectors, squared)}
 
 
 def textual_inversion(sd: StableDiffusion, views: dict[str, Views], learner: Learner,
