@@ -40,7 +40,7 @@ VAE_FIXED = {"_class_name": "AutoencoderKL", "in_channels": 3, "out_channels": 3
 # Counts of modules, which are built before the weights are compared with them.
 MOST = {"layers_per_block": 16, "num_hidden_layers": 128, "block_out_channels": 2 ** 15}
 TEXT_FIXED = {"layer_norm_eps": 1e-5}
-# 1000: sampling counts timesteps from 951 down in 20 steps, and may make 500.
+# 1000: sampling counts timesteps from 901 down in 10 steps, and may make 500.
 SCHEDULE_FIXED = {"beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 NO_OR_YES = (False, True)
 # Keys that diffusers takes as one value or as a list of one value a level (sample_size: a side).
