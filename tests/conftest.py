@@ -25,6 +25,14 @@ def quick_preview():
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def float32_on_every_cpu():
+    """--dtype auto is the same on all machines, and no test is slow where bfloat16 is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cpu, "get_capabilities", dict)
+        yield
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory) -> Path:
     """A diffusers folder with small random weights."""

@@ -46,7 +46,8 @@ def add_machine_options(parser: Parser) -> None:
     group.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto",
                        help="auto (default): cuda if there is one, else cpu")
     group.add_argument("--dtype", choices=["auto", "fp32", "bf16", "fp16"], default="auto",
-                       help="of the frozen model; auto (default): fp16 on cuda, fp32 on a cpu")
+                       help="of the frozen model; auto (default): fp16 on cuda; on a cpu bf16 if "
+                            "it has instructions for that, else fp32")
 
 
 def at_least(low: int, most: int | None = None) -> Callable[[str], int]:
@@ -138,15 +139,21 @@ def choose_device(name: str) -> str:
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def native_bf16() -> bool:
+    """True if this CPU multiplies bfloat16 itself; without, bfloat16 is slower than float32."""
+    able = torch.cpu.get_capabilities()
+    return any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+
+
 def choose_dtype(name: str, device: str) -> str:
-    """auto, fp32, bf16 or fp16 -> that of the frozen weights; auto is fp16 on CUDA, else fp32.
+    """auto, fp32, bf16 or fp16 -> that of the frozen weights; auto: what is fast on the device.
 
     Raises ValueError for fp16 on a CPU: it is slower than float32 there and lacks some kernels.
     """
     if name == "fp16" and device == "cpu":
         raise ValueError("--dtype fp16: found a CPU, expected CUDA; use --dtype fp32 or bf16")
     if name == "auto":
-        return "fp32" if device == "cpu" else "fp16"
+        return "fp16" if device != "cpu" else "bf16" if native_bf16() else "fp32"
     return name
 
 
@@ -163,7 +170,8 @@ class Remarks(logging.Handler):
         tqdm.write(one_line(record.getMessage()), file=sys.stderr)
 
 
-MEMORY = "not enough memory; give a smaller --batch-size, --size or --resolution"
+MEMORY = ("not enough memory; give a smaller --batch-size, --size or --resolution, or learn with "
+          "--checkpointing")
 GOES_ON = "what is written is whole, the same command goes on from there"
 _terminated, _interrupted = threading.Event(), threading.Event()
 
