@@ -152,7 +152,8 @@ def test_help_is_short_has_a_unit_for_every_value_and_two_examples(tool):
     assert sum(f"python tools/{tool}.py" in line for line in examples) == 2
     options = re.findall(r"^  (--[\w-]+)(.*)$", shown, re.MULTILINE)
     for option, rest in options:
-        takes_nothing = option in ("--version", "--no-masks", "--no-flip", "--resume")
+        takes_nothing = option in ("--version", "--no-masks", "--no-flip", "--resume",
+                                   "--checkpointing")
         assert takes_nothing or re.match(r" ([A-Z]|\{)", rest), option
     assert start(tool, "--version").communicate()[0] == f"few-shot-defects {__version__}\n"
 

@@ -73,6 +73,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     how("--size", type=cli.at_least(1), metavar="PX",
         help="side of the square crop that the model sees, in pixels "
              "(default: the side the model was trained on; a multiple of 64 for SD)")
+    how("--checkpointing", action="store_true",
+        help="keep less for the backward pass and compute it again: less memory, slower steps")
     how("--no-flip", action="store_true",
         help="never mirror: for parts whose orientation matters")
     how("--seed", type=cli.at_least(0), default=0, metavar="N",
@@ -165,6 +167,8 @@ def main(argv: list[str] | None = None) -> None:
             sd = load(source, device, cli.DTYPES[args.dtype], args.prediction_type)
         if first:
             print(*sd.remarks, sep="\n", file=sys.stderr)
+        if args.checkpointing:
+            sd.unet.checkpoint_layers()
         if args.add is not None:
             run = add(sd, defects, args.out, report=report, stop=cli.terminated)
         else:
