@@ -19,7 +19,7 @@ def _module(name):
     return module
 
 
-TOOLS = {name: _module(name) for name in ("train_embed", "sample", "export", "evaluate",
+TOOLS = {name: _module(name) for name in ("train_embed", "sample", "export", "evaluate", "bench",
                                            "pretrain_tiny")}
 
 

@@ -23,18 +23,18 @@ RUNS = SCORES | {"anomaly.runs"}
 PAIRS = RUNS | {"anomaly.pairs"}
 EVERYTHING = PAIRS | {"anomaly.drawn", "weights", "ldm"}
 LIMITS = {      # folder -> code lines at most, and what of the project its files may import
-    "ldm": (600, {"ldm"}),
-    "weights": (790, {"weights", "ldm"}),
+    "ldm": (625, {"ldm"}),
+    "weights": (795, {"weights", "ldm"}),
     "anomaly/files": (690, FILES),
     "anomaly": (850, CORE | {"ldm"}),
     "anomaly/scores": (450, SCORES | {"ldm"}),
     "anomaly/runs": (760, RUNS | {"ldm"}),
     "anomaly/pairs": (1680, PAIRS | {"ldm", "anomaly.__version__"}),
     "anomaly/drawn": (430, CORE | {"anomaly.drawn"}),
-    "tools": (900, EVERYTHING | {"cli", "display", "benchmarks", "evaluation", "pretraining",
+    "tools": (920, EVERYTHING | {"cli", "display", "benchmarks", "evaluation", "pretraining",
                                  "anomaly.__version__"}),
     "tools/evaluation": (1175, EVERYTHING | {"evaluation"}),
-    "tools/benchmarks": (600, EVERYTHING | {"benchmarks", "pretraining"} | REFERENCES),
+    "tools/benchmarks": (980, EVERYTHING | {"benchmarks", "pretraining"} | REFERENCES),
     "tools/pretraining": (350, EVERYTHING | {"pretraining"}),
     "docs": (155, EVERYTHING),
 }

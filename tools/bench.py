@@ -1,35 +1,40 @@
-"""Benchmarks whose tables docs/results.md shows. They need the extra `test`."""
+"""Benchmarks whose tables docs/results.md shows. parity needs the extra `test`."""
 
 import argparse
 import sys
 from importlib import import_module
 
-from cli import Parser, run_tool
+from cli import Parser, choose_device, run_tool
 
 EXAMPLES = """\
 examples:
-  python tools/bench.py parity
-  python tools/bench.py scale
+  python tools/bench.py speed
+  python tools/bench.py gpu
 """
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Which benchmark."""
     parser = Parser("bench.py", "Measure, and print tables of docs/results.md.", EXAMPLES,
-                    "parity | scale")
+                    "parity | scale | speed | gpu")
     parser.add_argument(
-        "benchmark", choices=["parity", "scale"],
+        "benchmark", choices=["parity", "scale", "speed", "gpu"],
         help="parity: every part of Stable Diffusion against diffusers and transformers at full "
              "size, and loading; 16 GiB of memory, 20 GB of disk, 34 minutes. scale: memory, speed "
-             "and start-up of a thousand pairs a defect, without the U-Net; 5 minutes")
+             "and start-up of a thousand pairs a defect, without the U-Net; 5 minutes. speed: "
+             "this CPU, against diffusers if it is installed; 16 GiB, 20 minutes. gpu: CUDA; "
+             "writes gpu.json and gpu.md into this folder after every row; 8 minutes")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda",
+                        help="of gpu; cpu: a rehearsal at small sizes (default: cuda)")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the benchmark; its tables go to stdout."""
+    """Run the benchmark; its tables go to stdout, those of gpu into files."""
     args = parse_args(argv)
+    options = [choose_device(args.device)] if args.benchmark == "gpu" else []
     # Imported here because no other tool needs its packages.
-    import_module(f"benchmarks.{args.benchmark}").main()
+    import_module(f"benchmarks.{args.benchmark}").main(*options)
 
 
 if __name__ == "__main__":

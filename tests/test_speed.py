@@ -1,0 +1,141 @@
+"""Fast paths give what the plain ones give, and bfloat16 what float32 gives."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import cli
+from anomaly.crop import defect_crop, take
+from anomaly.drawn.demo import demo_picture
+from anomaly.painter import Settings, paint_crops
+from anomaly.sampler import STEPS, Guidance
+from benchmarks import gpu, rows, speed
+from commands import call
+from ldm.blocks import Conv3x3
+from ldm.unet import UNet
+from weights import load
+
+
+def refuse(*_, **__):
+    raise AssertionError("the other way was to be taken")
+
+
+@pytest.mark.parametrize("batch, size, stride, pad, few", [
+    (1, (4, 4), 1, 1, True), (2, (3, 5), 1, 1, True), (1, (5, 7), 2, 1, True),
+    (2, (6, 4), 2, 0, True), (1, (8, 9), 1, 1, False), (2, (4, 8), 1, 1, False)])
+def test_a_convolution_of_few_cells_is_one_matrix_product(monkeypatch, batch, size, stride, pad,
+                                                          few):
+    torch.manual_seed(0)
+    convolution = Conv3x3(48, 128, stride, pad)
+    x = torch.randn(batch, 48, *size, requires_grad=True)
+    expected = F.conv2d(x, convolution.weight, convolution.bias, stride, pad)
+    back = torch.randn_like(expected)
+    slope, = torch.autograd.grad(expected, x, back)
+    monkeypatch.setattr(*(nn.Conv2d, "forward") if few else (F, "unfold"), refuse)
+    found = convolution(x)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(torch.autograd.grad(found, x, back)[0], slope, rtol=1e-5, atol=1e-5)
+
+
+def test_layers_computed_twice_keep_less_and_give_the_same_gradient(sd):
+    """Of each layer its input is kept: nothing that a layer computes inside."""
+    plain, lean = (UNet(sd.unet.config) for _ in range(2))
+    for unet in (plain, lean):
+        unet.load_state_dict(sd.unet.state_dict())
+        unet.requires_grad_(False)
+    lean.checkpoint_layers()
+    x = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    found, kept = [], []
+    for unet in (plain, lean):
+        context = torch.linspace(-1, 1, 77 * sd.unet.config.context_dim).view(1, 77, -1)
+        context = context.expand(2, -1, -1).clone().requires_grad_()
+        def keep(tensor, unet=unet):
+            kept.append(unet)
+            return tensor
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            out = unet(x, torch.tensor([500, 20]), context)
+        found.append((out, *torch.autograd.grad(out.square().sum(), context)))
+    assert all(torch.equal(a, b) for a, b in zip(*found))
+    assert 0 < sum(unet is lean for unet in kept) < sum(unet is plain for unet in kept) / 5
+
+
+@pytest.mark.parametrize("able, device, dtype", [
+    ({"avx512_bf16": True}, "cpu", "bf16"), ({"amx_bf16": True}, "cpu", "bf16"),
+    ({"avx512_f": True, "avx512_bf16": False}, "cpu", "fp32"), ({}, "cpu", "fp32"),
+    ({"avx512_bf16": True}, "cuda:1", "fp16")])
+def test_auto_is_the_dtype_that_is_fast_on_the_device(monkeypatch, able, device, dtype):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    assert cli.choose_dtype("auto", device) == dtype
+    assert cli.choose_dtype("fp32", device) == "fp32"
+
+
+def test_bfloat16_paints_what_float32_paints():
+    """At least 35 dB inside the mask, on a surface that is noisy and on one that is nearly flat."""
+    pictures = []
+    for product, defect in (("leather", "glue"), ("metal", "scratch")):
+        image, mask = demo_picture(product, defect, 3)
+        pictures.append(take(image, mask, defect_crop(mask, 128), 128, 4))
+    inside = torch.stack([picture.mask for picture in pictures])[:, None].expand(-1, 3, -1, -1)
+    noise = torch.randn(2, 4, 32, 32, generator=torch.Generator().manual_seed(0))
+    painted = []
+    for dtype in (torch.float32, torch.bfloat16):
+        sd = load("tiny", dtype=dtype)
+        context = torch.cat([sd.context("a photo of leather with large glue"),
+                             sd.context("a photo of metal with scratch")])
+        settings = Settings(128, STEPS, Guidance(2.0, sd.context("")), torch.zeros(4, 3), None)
+        painted.append(paint_crops(sd, pictures, context, noise, settings).float().clamp(-1, 1))
+    error = (painted[0] - painted[1])[inside].square().mean()
+    assert 10 * math.log10(4 / error) >= 35
+    assert error > 0
+
+
+def test_the_gpus_benchmark_is_rehearsed_on_a_cpu(tmp_path, monkeypatch):
+    def in_this_process(command, **_):
+        code = call(Path(command[1]).stem, *command[2:])
+        assert code == 0, command
+    monkeypatch.setattr("anomaly.drawn.demo.DEFECTIVE", 3)
+    monkeypatch.setattr("anomaly.drawn.demo.NORMALS", 2)
+    monkeypatch.setattr(rows.subprocess, "run", in_this_process)
+    monkeypatch.chdir(tmp_path)
+    assert call("bench", "gpu", "--device", "cpu") == 0
+    found, page = json.loads((tmp_path / "gpu.json").read_text()), (tmp_path / "gpu.md").read_text()
+    assert len(found) == len(rows.TABLES) + 1 and all(found.values())
+    assert not [row for table in found.values() for row in table if "error" in row]
+    assert all(f"## {title}\n" in page for title in found)
+    assert "again: 2 of 2 pictures have the same bytes" in page
+
+
+def test_a_table_that_fails_says_so_and_the_others_go_on(tmp_path, monkeypatch):
+    def broken(bench):
+        """What breaks."""
+        yield {"a": "1"}
+        raise RuntimeError("out of\nmemory")
+
+    def whole(bench):
+        """What does not."""
+        yield {"b": "2"}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(gpu, "TABLES", (broken, whole))
+    monkeypatch.setattr(gpu, "precision", whole)
+    gpu.main("cpu")
+    assert json.loads((tmp_path / "gpu.json").read_text()) == {
+        "What breaks": [{"a": "1"}, {"error": "out of memory"}], "What does not": [{"b": "2"}]}
+
+
+def test_the_cpus_benchmark_prints_a_table_of_each(monkeypatch, capsys):
+    monkeypatch.setattr(speed, "TABLES", (rows.device, rows.unet))
+    speed.main(gpu.REHEARSAL)
+    page = capsys.readouterr().out
+    assert "| dtype | px | batch | ms |" in page and "| diffusers / ours |" in page
+    assert "| bfloat16 | 32 | 1 | " in page
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+def test_the_gpus_benchmark_without_a_gpu_is_refused(capsys):
+    assert call("bench", "gpu") == 2
+    assert "--device cuda: no CUDA device was found" in capsys.readouterr().err

@@ -1,0 +1,99 @@
+"""bench.py gpu: precision, speed and memory of every part, and of the demo, at most 8 minutes.
+
+gpu.json and gpu.md, in the folder it is started in, are written anew after every row: what is cut
+off keeps what it has. Weights are random, of Stable Diffusion's sizes; the demo's are the embedded
+ones.
+"""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from anomaly.files.atomic_files import write_json, write_text
+from benchmarks.measuring import Bench, Part, Row, Sizes, markdown, short
+from benchmarks.rows import TABLES
+from ldm.config import SD2_TEXT, SD2_UNET, TextConfig, UNetConfig, VAEConfig
+from ldm.text_encoder import TextEncoder
+from ldm.unet import UNet
+from ldm.vae import VAE
+
+GPU = Sizes(matrix=8192, repeats=5, dtypes=(torch.float16,),
+            unet=((256, 1), (256, 4), (256, 16), (256, 64), (512, 1), (512, 8), (512, 32)),
+            pairs=((256, 1, 20, 1.0), (256, 64, 10, 1.0), (256, 64, 20, 2.0), (256, 64, 50, 1.0),
+                   (512, 1, 20, 2.0), (512, 16, 20, 2.0)),
+            training=((256, 4), (512, 1), (512, 4)), training_steps=10)
+# The same on a CPU, to see that it runs.
+REHEARSAL = Sizes(
+    matrix=64, repeats=1, dtypes=(torch.bfloat16,), unet=((32, 1),), pairs=((32, 2, 2, 2.0),),
+    training=((32, 1),), training_steps=1, models=(
+        UNetConfig(channels=(32, 32), cross_attention=(True, False), heads=(2, 2), context_dim=32,
+                   norm_groups=8),
+        TextConfig(width=32, layers=2, heads=2, mlp_width=64),
+        VAEConfig(channels=(16, 16), norm_groups=8)),
+    train=("--steps", "1", "--no-masks", "--only", "wood/burn"),
+    sample=("--masks", "train", "--n", "1", "--steps", "1"))
+
+
+def halves(bench: Bench, kind: Callable[..., Part], config: object, name: str,
+           work: dict[str, Callable[[Part], Tensor]]) -> Iterator[Row]:
+    """A part in 16 bits against itself in float32: largest difference over largest value."""
+    exact = {what: run(model) for model in [bench.made(kind, config, torch.float32)]
+             for what, run in work.items()}
+    for dtype in (torch.float16, torch.bfloat16):
+        model = bench.made(kind, config, dtype)
+        found = {what: run(model).float() for what, run in work.items()}
+        yield {"part": name, "dtype": short(dtype), **{
+            what: f"{float((found[what] - e).abs().max() / e.abs().max()):.1e}"
+            for what, e in exact.items()}}
+
+
+def family(bench: Bench, name: str, unet: UNetConfig, text: TextConfig) -> Iterator[Row]:
+    """U-Net and text encoder of a model."""
+    x, context = bench.noise(2, 4, 32, 32), bench.noise(2, 77, unet.context_dim)
+    t = torch.tensor([500, 20], device=bench.device)
+    maps = [1 + bench.noise(2, 32 >> n, 32 >> n).abs() for n in range(unet.levels)]
+    yield from halves(bench, UNet, unet, f"U-Net, {name}", {
+        "noisy": lambda model: model(x, t, context),
+        "flat": lambda model: model(torch.full_like(x, 0.3), t, context),
+        "with w_m, or decoding": lambda model: model(x, t, context, maps)})
+    ids = torch.arange(2 * 77, device=bench.device).view(2, 77) % text.vocab_size
+    yield from halves(bench, TextEncoder, text, f"text encoder, {name}",
+                      {"noisy": lambda model: model.encode(model.embed(ids).float())})
+
+
+@torch.no_grad()
+def precision(bench: Bench) -> Iterator[Row]:
+    """Every part in fp16 and bf16, against itself in float32."""
+    unet, text, vae = bench.sizes.models
+    yield from family(bench, "SD 1.5", unet, text)
+    if bench.device == "cuda":
+        yield from family(bench, "SD 2.1", SD2_UNET, SD2_TEXT)
+    image = bench.noise(1, 3, 32 * vae.factor, 32 * vae.factor).clamp(-1, 1)
+    yield from halves(bench, VAE, vae, "VAE", {
+        "noisy": lambda model: model.encode(image)[0],
+        "flat": lambda model: model.encode(torch.full_like(image, 0.4))[0],
+        "with w_m, or decoding": lambda model: model.decode(bench.noise(1, 4, 32, 32))})
+
+
+def main(device: str = "cuda") -> None:
+    """Measure; a table that fails says so in its last row, and the others go on."""
+    bench = Bench(device, REHEARSAL if device == "cpu" else GPU)
+    tables = dict[str, list[Row]]()
+    for table in (*TABLES, precision):
+        found = tables[(table.__doc__ or "").splitlines()[0].rstrip(".")] = list[Row]()
+
+        def keep(row: Row, found: list[Row] = found) -> None:
+            found.append(row)
+            print(row, file=sys.stderr, flush=True)
+            write_json(Path("gpu.json"), tables)
+            write_text(Path("gpu.md"), "\n".join(
+                f"## {title}\n\n{markdown(some)}" for title, some in tables.items()))
+        try:
+            for row in table(bench):
+                keep(row)
+        except (RuntimeError, subprocess.CalledProcessError) as err:
+            keep({"error": " ".join(str(getattr(err, "stderr", None) or err)[-300:].split())})
