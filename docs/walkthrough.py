@@ -278,7 +278,7 @@ def main(argv: list[str] | None = None) -> None:
     """Write the page and its pictures; exit 2 with one line if the run is at fault."""
     parser = argparse.ArgumentParser(description="Write docs/walkthrough.md from a run of the demo")
     parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="from train_embed.py")
-    parser.add_argument("--steps", type=int, default=20, choices=(4, 10, 20, 50), help="of DDIM")
+    parser.add_argument("--steps", type=int, default=10, choices=(4, 10, 20, 50), help="of DDIM")
     parser.add_argument("--out", type=Path, default=Path("docs"), help="folder (default: docs)")
     args = parser.parse_args(argv)
     try:
