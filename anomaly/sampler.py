@@ -19,7 +19,7 @@ from torch import Tensor
 from anomaly.reweight import difference, pyramid
 from ldm.model import StableDiffusion
 
-STEPS = 10      # the tools' default: pairs of 20 and 50 pass the gate no more often
+STEPS = 10      # the tools' default; as many pairs pass the gate as with 50 (docs/results.md)
 
 
 @dataclass(frozen=True)

@@ -90,14 +90,14 @@ def backward(loss: Tensor, out: Tensor, parameters: list[nn.Parameter], dtype: t
     mend, from overflow.
     """
     gradient, = torch.autograd.grad(loss, out)
-    # It stays on the device: a GPU is asked one question a step, and waits meanwhile.
+    # All stays on the device: a GPU that is asked something waits meanwhile.
     largest = gradient.abs().max()
     scale = INTO_UNET * torch.frexp(largest).mantissa / largest     # the power of two, exactly
     scale = torch.where(scale.isfinite(), scale, 1.0)
     for _ in range(RETRIES):
         found = torch.autograd.grad(out, parameters, gradient * scale,
                                     retain_graph=True, allow_unused=True)
-        norm = get_total_norm([g for g in found if g is not None])
+        norm = get_total_norm([g for g in found if g is not None], torch.inf)
         if (norm + loss).isfinite():
             for parameter, g in zip(parameters, found):
                 parameter.grad = None if g is None else g / scale       # None: Adam passes it over

@@ -1,15 +1,16 @@
 """Convolutional parts that the U-Net and the VAE share: residual block, halving, doubling."""
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 
 class Conv3x3(nn.Conv2d):
-    """torch's convolution; on a CPU one matrix product, where the feature map is small.
+    """torch's convolution; on a CPU one matrix product, where cells are few and channels many.
 
-    torch brings the weights into another order in every call. Of 1280 channels on 4 x 4 cells that
-    takes one to six times as long as the sums (docs/results.md).
+    torch brings the weights into another order in every call, which takes longer than the sums
+    where each weight meets few cells (docs/results.md, Speed).
     """
 
     bias: Tensor
@@ -24,8 +25,9 @@ class Conv3x3(nn.Conv2d):
         if x.device.type != "cpu" or 4 * len(x) * h * w > self.out_channels:
             return super().forward(x)
         patches = F.unfold(x, 3, padding=self.border, stride=self.step)     # (b, 9 c_in, h w)
-        out = self.weight.flatten(1) @ rearrange(patches, "b patch n -> patch (b n)")
-        return rearrange(out + self.bias[:, None], "c (b h w) -> b c h w", h=h, w=w)
+        out = torch.addmm(self.bias[:, None], self.weight.flatten(1),
+                          rearrange(patches, "b patch n -> patch (b n)"))
+        return rearrange(out, "c (b h w) -> b c h w", h=h, w=w)
 
 
 class ResnetBlock(nn.Module):

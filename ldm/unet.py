@@ -142,7 +142,7 @@ class UNet(nn.Module):
     def checkpoint_layers(self) -> None:
         """Keep only the input of each layer for the backward pass, which computes the layer again.
 
-        Gradients are the same bits; memory is a third, time half as much again (docs/results.md).
+        Less memory, more time (docs/results.md, Speed); the gradients are the same.
         """
         for layer in self.modules():
             if isinstance(layer, (ResnetBlock, SpatialTransformer)):

@@ -19,7 +19,7 @@ torch.set_num_threads(1)      # several test runs on one machine do not fight fo
 
 @pytest.fixture(scope="session", autouse=True)
 def quick_preview():
-    """Training ends by painting, for guidance and preview: here in 2 steps, not 20."""
+    """Training ends by painting, for guidance and preview: here in 2 steps, not 10."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(import_module("anomaly.runs.learn"), "STEPS", 2)
         yield
@@ -27,7 +27,7 @@ def quick_preview():
 
 @pytest.fixture(scope="session", autouse=True)
 def float32_on_every_cpu():
-    """--dtype auto is the same on all machines, and no test is slow where bfloat16 is."""
+    """--dtype auto in this process is the same on all machines, and slow on none."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cpu, "get_capabilities", dict)
         yield

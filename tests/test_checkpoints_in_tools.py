@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from anomaly.files.photographs import read_photograph
+from cli import native_bf16
 from commands import call
 
 
@@ -81,6 +82,7 @@ def test_the_rule_that_decided_is_printed(single_files, data, tmp_path, capsys):
     assert json.loads((tmp_path / "run/config.json").read_text())["prediction_type"] == "v"
 
 
+@pytest.mark.skipif(not native_bf16(), reason="minutes without instructions for bfloat16")
 def test_training_and_sampling_in_bfloat16(checkpoint, data, tmp_path):
     assert train(checkpoint, data, tmp_path / "run", "--dtype", "bf16") == 0
     learned = load_file(tmp_path / "run/embeddings/tile-crack.safetensors")

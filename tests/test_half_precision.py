@@ -320,6 +320,14 @@ def test_a_gradient_that_no_scale_saves_is_refused_with_what_was_not_tried(
         backward((out - 1).square().mean(), out, [vector], dtype)
 
 
+@pytest.mark.parametrize("slope", [1e25, 0.0])
+def test_a_gradient_that_is_large_or_nothing_is_finite(slope):
+    vector = nn.Parameter(torch.tensor([1.0, 2.0]))
+    out = vector * slope
+    backward(out.sum(), out, [vector], torch.float32)
+    torch.testing.assert_close(vector.grad, torch.full((2,), slope))
+
+
 def test_a_loss_that_is_not_finite_is_refused_before_it_is_learned_from():
     vector = nn.Parameter(torch.tensor([1.0]))
     out = vector * torch.inf

@@ -32,7 +32,7 @@ def joint(*command):
 
 
 def test_two_processes_learn_as_one_with_twice_the_batch(checkpoint, photographs, tmp_path, capsys):
-    data = ["--weights", checkpoint, "--data", photographs, "--only",
+    data = ["--dtype", "fp32", "--weights", checkpoint, "--data", photographs, "--only",
             f"{photographs.name}/crack,{photographs.name}/break", "--steps", 10]
     code, out, err = joint(*data, "--batch-size", 2, "--out", tmp_path / "two")
     assert code == 0 and out == f"{tmp_path / 'two/preview.jpg'}\n", err

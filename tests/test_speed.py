@@ -2,18 +2,20 @@
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import nn
 
 import cli
 from anomaly.crop import defect_crop, take
 from anomaly.drawn.demo import demo_picture
 from anomaly.painter import Settings, paint_crops
-from anomaly.sampler import STEPS, Guidance
+from anomaly.sampler import Guidance
 from benchmarks import gpu, rows, speed
 from commands import call
 from ldm.blocks import Conv3x3
@@ -25,21 +27,24 @@ def refuse(*_, **__):
     raise AssertionError("the other way was to be taken")
 
 
+@pytest.mark.parametrize("dtype, close", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 @pytest.mark.parametrize("batch, size, stride, pad, few", [
     (1, (4, 4), 1, 1, True), (2, (3, 5), 1, 1, True), (1, (5, 7), 2, 1, True),
-    (2, (6, 4), 2, 0, True), (1, (8, 9), 1, 1, False), (2, (4, 8), 1, 1, False)])
+    (2, (6, 4), 2, 0, True), (1, (4, 8), 1, 1, True), (1, (3, 11), 1, 1, False),
+    (2, (4, 8), 1, 1, False)])
 def test_a_convolution_of_few_cells_is_one_matrix_product(monkeypatch, batch, size, stride, pad,
-                                                          few):
+                                                          few, dtype, close):
     torch.manual_seed(0)
-    convolution = Conv3x3(48, 128, stride, pad)
-    x = torch.randn(batch, 48, *size, requires_grad=True)
+    convolution = Conv3x3(48, 128, stride, pad).to(dtype)
+    x = torch.randn(batch, 48, *size, dtype=dtype, requires_grad=True)
     expected = F.conv2d(x, convolution.weight, convolution.bias, stride, pad)
     back = torch.randn_like(expected)
-    slope, = torch.autograd.grad(expected, x, back)
+    learned = (x, convolution.weight, convolution.bias)
+    slopes = torch.autograd.grad(expected, learned, back)
     monkeypatch.setattr(*(nn.Conv2d, "forward") if few else (F, "unfold"), refuse)
     found = convolution(x)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(torch.autograd.grad(found, x, back)[0], slope, rtol=1e-5, atol=1e-5)
+    for a, b in zip((found, *torch.autograd.grad(found, learned, back)), (expected, *slopes)):
+        torch.testing.assert_close(a, b, rtol=close, atol=close * float(b.detach().abs().max()))
 
 
 def test_layers_computed_twice_keep_less_and_give_the_same_gradient(sd):
@@ -74,6 +79,25 @@ def test_auto_is_the_dtype_that_is_fast_on_the_device(monkeypatch, able, device,
     assert cli.choose_dtype("fp32", device) == "fp32"
 
 
+def test_auto_is_float32_where_torch_cannot_tell(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert cli.choose_dtype("auto", "cpu") == "fp32"
+
+
+def test_the_option_computes_the_layers_again_and_learns_the_same(
+        checkpoint, photographs, tmp_path, monkeypatch):
+    asked, own = [], UNet.checkpoint_layers
+    monkeypatch.setattr(UNet, "checkpoint_layers", lambda unet: asked.append(own(unet)))
+    for more in ([], ["--checkpointing"]):
+        assert call("train_embed", "--weights", checkpoint, "--data", photographs, "--only",
+                    f"{photographs.name}/crack", "--steps", 2, "--no-masks", "--size", 64,
+                    "--out", tmp_path / f"run{len(more)}", *more) == 0
+    assert len(asked) == 1
+    plain, lean = (load_file(next((tmp_path / name).glob("embeddings/*"))) for name in
+                   ("run0", "run1"))
+    assert all(torch.equal(plain[key], lean[key]) for key in plain)
+
+
 def test_bfloat16_paints_what_float32_paints():
     """At least 35 dB inside the mask, on a surface that is noisy and on one that is nearly flat."""
     pictures = []
@@ -87,13 +111,14 @@ def test_bfloat16_paints_what_float32_paints():
         sd = load("tiny", dtype=dtype)
         context = torch.cat([sd.context("a photo of leather with large glue"),
                              sd.context("a photo of metal with scratch")])
-        settings = Settings(128, STEPS, Guidance(2.0, sd.context("")), torch.zeros(4, 3), None)
+        settings = Settings(128, 5, Guidance(2.0, sd.context("")), torch.zeros(4, 3), None)
         painted.append(paint_crops(sd, pictures, context, noise, settings).float().clamp(-1, 1))
     error = (painted[0] - painted[1])[inside].square().mean()
     assert 10 * math.log10(4 / error) >= 35
     assert error > 0
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 def test_the_gpus_benchmark_is_rehearsed_on_a_cpu(tmp_path, monkeypatch):
     def in_this_process(command, **_):
         code = call(Path(command[1]).stem, *command[2:])
@@ -139,3 +164,5 @@ def test_the_cpus_benchmark_prints_a_table_of_each(monkeypatch, capsys):
 def test_the_gpus_benchmark_without_a_gpu_is_refused(capsys):
     assert call("bench", "gpu") == 2
     assert "--device cuda: no CUDA device was found" in capsys.readouterr().err
+    assert call("bench", "speed", "--device", "cpu") == 2
+    assert "--device: belongs to gpu, not to speed" in capsys.readouterr().err

@@ -34,7 +34,7 @@ LIMITS = {      # folder -> code lines at most, and what of the project its file
     "tools": (920, EVERYTHING | {"cli", "display", "benchmarks", "evaluation", "pretraining",
                                  "anomaly.__version__"}),
     "tools/evaluation": (1175, EVERYTHING | {"evaluation"}),
-    "tools/benchmarks": (980, EVERYTHING | {"benchmarks", "pretraining"} | REFERENCES),
+    "tools/benchmarks": (990, EVERYTHING | {"benchmarks", "pretraining"} | REFERENCES),
     "tools/pretraining": (350, EVERYTHING | {"pretraining"}),
     "docs": (155, EVERYTHING),
 }
@@ -135,7 +135,7 @@ def test_lines_end_at_column_100():
 
 
 def test_pages_stay_short():
-    most = {"README.md": 170, "CONTRIBUTING.md": 50, "docs/results.md": 335, "docs/files.md": 60,
+    most = {"README.md": 170, "CONTRIBUTING.md": 50, "docs/results.md": 410, "docs/files.md": 60,
             "weights/tiny/README.md": 50}
     lines = {name: len((ROOT / name).read_text().splitlines()) for name in most}
     assert {name: n for name, n in lines.items() if n > most[name]} == {}

@@ -22,17 +22,23 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="parity: every part of Stable Diffusion against diffusers and transformers at full "
              "size, and loading; 16 GiB of memory, 20 GB of disk, 34 minutes. scale: memory, speed "
              "and start-up of a thousand pairs a defect, without the U-Net; 5 minutes. speed: "
-             "this CPU, against diffusers if it is installed; 16 GiB, 20 minutes. gpu: CUDA; "
+             "this CPU, against diffusers if it is installed; 16 GiB, 40 minutes. gpu: CUDA; "
              "writes gpu.json and gpu.md into this folder after every row; 8 minutes")
-    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda",
+    parser.add_argument("--device", choices=["cuda", "cpu"],
                         help="of gpu; cpu: a rehearsal at small sizes (default: cuda)")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.device is not None and args.benchmark != "gpu":
+        parser.error(f"--device: belongs to gpu, not to {args.benchmark}; leave it out")
+    return args
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the benchmark; its tables go to stdout, those of gpu into files."""
     args = parse_args(argv)
-    options = [choose_device(args.device)] if args.benchmark == "gpu" else []
+    options = []
+    if args.benchmark == "gpu":
+        choose_device(args.device or "cuda")    # refuses what is not there
+        options = [args.device or "cuda"]
     # Imported here because no other tool needs its packages.
     import_module(f"benchmarks.{args.benchmark}").main(*options)
 

@@ -141,7 +141,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 def native_bf16() -> bool:
     """True if this CPU multiplies bfloat16 itself; without, bfloat16 is slower than float32."""
-    able = torch.cpu.get_capabilities()
+    # torch has had this since 2026; before, a CPU gets float32.
+    able = getattr(torch.cpu, "get_capabilities", dict)()
     return any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
@@ -170,8 +171,7 @@ class Remarks(logging.Handler):
         tqdm.write(one_line(record.getMessage()), file=sys.stderr)
 
 
-MEMORY = ("not enough memory; give a smaller --batch-size, --size or --resolution, or learn with "
-          "--checkpointing")
+MEMORY = "not enough memory; give a smaller --batch-size, --size or --resolution"
 GOES_ON = "what is written is whole, the same command goes on from there"
 _terminated, _interrupted = threading.Event(), threading.Event()
 

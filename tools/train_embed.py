@@ -74,7 +74,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="side of the square crop that the model sees, in pixels "
              "(default: the side the model was trained on; a multiple of 64 for SD)")
     how("--checkpointing", action="store_true",
-        help="keep less for the backward pass and compute it again: less memory, slower steps")
+        help="keep less for the backward pass and compute it again: less memory, slower steps; "
+             "no run remembers it, give it again with --resume")
     how("--no-flip", action="store_true",
         help="never mirror: for parts whose orientation matters")
     how("--seed", type=cli.at_least(0), default=0, metavar="N",

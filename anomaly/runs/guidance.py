@@ -29,7 +29,7 @@ from ldm.model import StableDiffusion
 
 TRIED = 1.0, 2.0        # scales painted with
 LARGEST = 4.0           # scale to go to; the smallest is 1, no guidance
-VIEWS, BATCH = 12, 6    # training photographs painted over, and how many at a time
+VIEWS, BATCH = 12, 4    # training photographs painted over, and how many at a time
 
 
 @torch.no_grad()

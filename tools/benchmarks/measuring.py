@@ -28,7 +28,8 @@ class Sizes:
     """Models, and pixels a side with batches."""
 
     matrix: int                                         # side of the product that is the ceiling
-    repeats: int
+    repeats: int                                        # at least, and for so many seconds
+    seconds: float
     dtypes: tuple[torch.dtype, ...]
     unet: tuple[tuple[int, int], ...]                   # pixels, batch
     pairs: tuple[tuple[int, int, int, float], ...]      # pixels, batch, steps, guidance
@@ -74,15 +75,16 @@ class Bench:
     def seconds(self, **works: Callable[[], object]) -> dict[str, float]:
         """The median of each, after a call of each that warms up."""
         times: dict[str, list[float]] = {name: [] for name in works}
-        for turn in range(1 + self.sizes.repeats):
+        begin, turn = time.perf_counter(), 0
+        while turn <= self.sizes.repeats or time.perf_counter() - begin < self.sizes.seconds:
             for name, work in works.items():
                 self.wait()
                 start = time.perf_counter()
                 work()
                 self.wait()
-                if turn:
-                    times[name].append(time.perf_counter() - start)
-        return {name: statistics.median(found) for name, found in times.items()}
+                times[name].append(time.perf_counter() - start)
+            turn += 1
+        return {name: statistics.median(found[1:]) for name, found in times.items()}
 
     def peak(self, sd: StableDiffusion, work: Callable[[], object]) -> str:
         """GiB at most while it works: of the GPU; on a CPU the weights, and what comes above."""

@@ -5,9 +5,9 @@ import torch
 from benchmarks.measuring import Bench, Sizes, markdown
 from benchmarks.rows import TABLES
 
-CPU = Sizes(matrix=2048, repeats=3, dtypes=(torch.float32, torch.bfloat16),
-            unet=((256, 1), (256, 4)), pairs=((256, 1, 20, 1.0),), training=((256, 1), (512, 1)),
-            training_steps=1)
+CPU = Sizes(matrix=2048, repeats=3, seconds=2, dtypes=(torch.float32, torch.bfloat16),
+            unet=((256, 1), (256, 4)), pairs=((256, 1, 20, 1.0), (512, 1, 2, 2.0)),
+            training=((256, 1), (512, 1)), training_steps=1)
 
 
 def main(sizes: Sizes = CPU) -> None:
