@@ -326,13 +326,17 @@ def test_a_gradient_that_is_large_or_nothing_is_finite(slope):
     out = vector * slope
     backward(out.sum(), out, [vector], torch.float32)
     torch.testing.assert_close(vector.grad, torch.full((2,), slope))
+    out = vector * 2
+    backward((out * 0).sum(), out, [vector], torch.float32)
+    assert torch.equal(vector.grad, torch.zeros(2))
 
 
-def test_a_loss_that_is_not_finite_is_refused_before_it_is_learned_from():
+@pytest.mark.parametrize("factor, more", [(torch.inf, 0.0), (1.0, torch.inf)])
+def test_a_loss_that_is_not_finite_is_refused_before_it_is_learned_from(factor, more):
     vector = nn.Parameter(torch.tensor([1.0]))
-    out = vector * torch.inf
+    out = vector * factor
     with pytest.raises(RuntimeError, match="the loss is inf; use --dtype bf16 or fp32"):
-        backward(out.square().mean(), out, [vector], torch.float16)
+        backward(out.square().mean() + more, out, [vector], torch.float16)
     assert vector.grad is None
 
 
