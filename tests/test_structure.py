@@ -31,7 +31,7 @@ LIMITS = {      # folder -> code lines at most, and what of the project its file
     "anomaly/runs": (760, RUNS | {"ldm"}),
     "anomaly/pairs": (1680, PAIRS | {"ldm", "anomaly.__version__"}),
     "anomaly/drawn": (430, CORE | {"anomaly.drawn"}),
-    "tools": (920, EVERYTHING | {"cli", "display", "benchmarks", "evaluation", "pretraining",
+    "tools": (925, EVERYTHING | {"cli", "display", "benchmarks", "evaluation", "pretraining",
                                  "anomaly.__version__"}),
     "tools/evaluation": (1175, EVERYTHING | {"evaluation"}),
     "tools/benchmarks": (990, EVERYTHING | {"benchmarks", "pretraining"} | REFERENCES),

@@ -4,7 +4,9 @@ import argparse
 import sys
 from importlib import import_module
 
-from cli import Parser, choose_device, run_tool
+import torch
+
+from cli import Parser, run_tool
 
 EXAMPLES = """\
 examples:
@@ -16,14 +18,14 @@ examples:
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Which benchmark."""
     parser = Parser("bench.py", "Measure, and print tables of docs/results.md.", EXAMPLES,
-                    "parity | scale | speed | gpu")
+                    "parity | scale | speed | gpu [--device cpu]")
     parser.add_argument(
         "benchmark", choices=["parity", "scale", "speed", "gpu"],
         help="parity: every part of Stable Diffusion against diffusers and transformers at full "
              "size, and loading; 16 GiB of memory, 20 GB of disk, 34 minutes. scale: memory, speed "
              "and start-up of a thousand pairs a defect, without the U-Net; 5 minutes. speed: "
              "this CPU, against diffusers if it is installed; 16 GiB, 40 minutes. gpu: CUDA; "
-             "writes gpu.json and gpu.md into this folder after every row; 8 minutes")
+             "writes gpu.json and gpu.md into the current folder after every row; 8 minutes")
     parser.add_argument("--device", choices=["cuda", "cpu"],
                         help="of gpu; cpu: a rehearsal at small sizes (default: cuda)")
     args = parser.parse_args(argv)
@@ -37,8 +39,10 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     options = []
     if args.benchmark == "gpu":
-        choose_device(args.device or "cuda")    # refuses what is not there
         options = [args.device or "cuda"]
+        if options == ["cuda"] and not torch.cuda.is_available():
+            raise ValueError("gpu: found no CUDA device; run it on a machine that has one, or "
+                             "measure this CPU: bench.py speed")
     # Imported here because no other tool needs its packages.
     import_module(f"benchmarks.{args.benchmark}").main(*options)
 

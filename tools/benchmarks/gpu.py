@@ -98,3 +98,5 @@ def main(device: str = "cuda") -> None:
                 keep(row)
         except (RuntimeError, ImportError, subprocess.CalledProcessError) as err:
             keep({"error": " ".join(str(getattr(err, "stderr", None) or err)[-300:].split())})
+    if broken := [title for title, found in tables.items() if any("error" in row for row in found)]:
+        raise RuntimeError(f"{'; '.join(broken)}: ended in an error, see gpu.md")
