@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from anomaly.sampler import STEPS
 from commands import TOOLS
 from ldm.config import ScheduleConfig, VAEConfig
 from ldm.schedule import Schedule
@@ -65,7 +64,7 @@ def test_noise_hides_a_whole_picture_where_sampling_starts():
     variance = 32 ** 2 * latents.mean(dim=(2, 3)).var(dim=0).max()     # the noise's is 1
     for config, hidden in ((diffusion.SCHEDULE, True), (ScheduleConfig(), False)):
         schedule = Schedule(config)
-        signal = schedule.alphas_cumprod[schedule.timesteps(STEPS)[0][0]]
+        signal = schedule.alphas_cumprod[schedule.timesteps(diffusion.STEPS)[0][0]]
         assert bool(signal / (1 - signal) * variance < 0.2) == hidden
 
 

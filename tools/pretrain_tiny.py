@@ -17,7 +17,7 @@ from anomaly.drawn.products import PRODUCTS
 from anomaly.files.atomic_files import replacing, write_image
 from anomaly.files.holding import held, refuse_foreign
 from anomaly.runs.sheets import sheet, to_pixels
-from anomaly.sampler import STEPS, Guidance, ddim
+from anomaly.sampler import Guidance, ddim
 from cli import Parser, at_least, choose_device, path, run_tool
 from ldm.model import StableDiffusion
 from ldm.schedule import Schedule
@@ -130,7 +130,7 @@ def preview(sd: StableDiffusion) -> list[tuple[str, list[np.ndarray]]]:
         cells = sd.unet.config.sample_size
         rng = torch.Generator().manual_seed(number)
         noise = torch.randn((len(prompts), 4, cells, cells), generator=rng)
-        latents = ddim(sd, noise.to(sd.device), context, guidance, STEPS)
+        latents = ddim(sd, noise.to(sd.device), context, guidance, diffusion.STEPS)
         with torch.no_grad():
             pictures = [to_pixels(picture) for picture in sd.vae.decode(latents)]
         rows.append((f"a photo of {product} ...", pictures))

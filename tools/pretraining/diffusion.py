@@ -32,7 +32,7 @@ UNET = UNetConfig(channels=(48, 96, 192), cross_attention=(False, True, True), l
 # Schedules and Sample Steps are Flawed"). Up to 0.025 it is 0.08.
 SCHEDULE = ScheduleConfig(beta_end=0.025, v_prediction=True)
 RATE, AVERAGE, BATCH = 6e-4, 0.9995, 8
-TEXT_GUIDANCE = 4.0     # where whole pictures are made from captions
+TEXT_GUIDANCE, STEPS = 4.0, 20      # where whole pictures are made from captions
 # Shapes are learned from pictures of masks alone. The blobs of five kinds teach one another; a
 # scratch, the only straight stroke, is one in seven of them.
 MASK_TURNS, STROKE_TURNS = 2, 12
