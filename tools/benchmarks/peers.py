@@ -64,6 +64,7 @@ def loop_of_diffusers(sd: StableDiffusion, crops: list[Cropped], noise: Tensor, 
 
     @torch.no_grad()
     def paint() -> Tensor:
+        """The crops, (b, 3, size, size) in [-1, 1], on the CPU."""
         y_0 = vae.encode(image).latent_dist.mean * factor
         x, times = noise, scheduler.timesteps
         for t, t_prev in zip(times, [*times[1:], None]):
@@ -87,6 +88,7 @@ def plain_steps(sd: StableDiffusion, image: Tensor, cells: Tensor, n: int) -> Ca
     ids = sd.tokenizer(["a photo of a screw"] * len(image)).to(sd.device)
 
     def steps() -> None:
+        """n steps, without the optimizer's."""
         for _ in range(n):
             z_0, _ = sd.vae.encode(image)
             eps = torch.randn_like(z_0)

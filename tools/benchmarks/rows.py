@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ from benchmarks.peers import (
     loop_of_diffusers,
     plain_steps,
     unet_of_diffusers,
+    vae_of_diffusers,
 )
 from ldm.attention import CrossAttention, attention
 from ldm.config import UNetConfig
@@ -127,23 +129,28 @@ def cross_attention(bench: Bench) -> Iterator[Row]:
 
 
 @torch.no_grad()
-def beside(bench: Bench, sd: StableDiffusion, pixels: int, batch: int) -> Row:
+def beside(bench: Bench, sd: StableDiffusion, peer: Any, pixels: int, batch: int) -> Row:
     """Of a call each."""
     image = bench.noise(batch, 3, pixels, pixels).clamp(-1, 1)
     latents, _ = sd.vae.encode(image)
     ids = sd.tokenizer(["a photo of a screw"] * batch).to(bench.device)
-    took = bench.seconds(text=lambda: sd.text_encoder.encode(sd.text_encoder.embed(ids)),
-                         encode=lambda: sd.vae.encode(image),
-                         decode=lambda: sd.vae.decode(latents))
-    return {f"{name}, ms": f"{1e3 * found:.1f}" for name, found in took.items()}
+    works: dict[str, Callable[[], object]] = {
+        "text": lambda: sd.text_encoder.encode(sd.text_encoder.embed(ids)),
+        "encode": lambda: sd.vae.encode(image), "decode": lambda: sd.vae.decode(latents)}
+    if peer is not None:
+        some, z = image.to(sd.dtype), latents.to(sd.dtype)
+        works["diffusers' encode"] = lambda: peer.encode(some)
+        works["diffusers' decode"] = lambda: peer.decode(z)
+    return {f"{name}, ms": f"{1e3 * took:.1f}" for name, took in bench.seconds(**works).items()}
 
 
 def text_and_vae(bench: Bench) -> Iterator[Row]:
-    """The text encoder and the VAE."""
+    """The text encoder and the VAE, beside diffusers' VAE with the same weights."""
     for dtype in bench.sizes.dtypes:
         sd = bench.model(dtype)
+        peer = vae_of_diffusers(sd.vae) if diffusers_is_there() else None
         for pixels, batch in bench.sizes.unet:
-            yield {**named(dtype, pixels, batch), **beside(bench, sd, pixels, batch)}
+            yield {**named(dtype, pixels, batch), **beside(bench, sd, peer, pixels, batch)}
 
 
 def square(side: int) -> Tensor:
