@@ -11,7 +11,7 @@ through them. Below a scale of 1 something else than the defect would be painted
 departs from the paper: it has no guidance.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,7 +21,6 @@ from torch import Tensor
 from anomaly.dataset import Defect
 from anomaly.embedding import AnomalyEmbedding
 from anomaly.painter import Settings, context_of, paint_crops
-from anomaly.sampler import Guidance
 from anomaly.scores.pictures import contrast
 from anomaly.train import more_precise
 from anomaly.views import training_views
@@ -33,10 +32,13 @@ VIEWS, BATCH = 12, 4    # training photographs painted over, and how many at a t
 
 
 @torch.no_grad()
-def contrasts(sd: StableDiffusion, defect: Defect, learner: AnomalyEmbedding,
-              trials: list[Settings]) -> tuple[float, list[float]]:
-    """Contrast of the training photographs through the VAE, and of what each trial paints there."""
-    views = training_views(defect, trials[0].size, sd.vae.config.factor)[:VIEWS]
+def trials(sd: StableDiffusion, defect: Defect, learner: AnomalyEmbedding,
+           settings: Settings) -> tuple[float, Callable[[float], float]]:
+    """Contrast of the training photographs through the VAE, and of what a scale paints there.
+
+    The guidance of the settings does not matter.
+    """
+    views = training_views(defect, settings.size, sd.vae.config.factor)[:VIEWS]
     masks = torch.stack([view.mask for view in views])
     noise = torch.randn((len(views), sd.unet.config.latent_channels, *views[0].cells.shape),
                         generator=torch.Generator().manual_seed(0))
@@ -48,9 +50,12 @@ def contrasts(sd: StableDiffusion, defect: Defect, learner: AnomalyEmbedding,
 
     images = (torch.stack([view.image for view in views[part]]).to(sd.device) for part in parts)
     real = together(sd.vae.decode(sd.vae.encode(some)[0]) for some in images)
-    return contrast(real, masks), [contrast(together(
-        paint_crops(sd, views[part], context[part], noise[part], trial) for part in parts),
-        masks, real) for trial in trials]
+
+    def painted(scale: float) -> float:
+        trial = replace(settings, guidance=replace(settings.guidance, scale=scale))
+        return contrast(together(paint_crops(sd, views[part], context[part], noise[part], trial)
+                                 for part in parts), masks, real)
+    return contrast(real, masks), painted
 
 
 def scale_for(goal: float, reached: list[float]) -> float:
@@ -98,20 +103,20 @@ def strength_of(sd: StableDiffusion, defect: Defect, learner: AnomalyEmbedding,
 
     RuntimeError if what is painted is not finite.
     """
-    def painted(*scales: float) -> tuple[float, list[float]]:
-        uncond = settings.guidance.uncond_context
-        trials = [replace(settings, guidance=Guidance(scale, uncond)) for scale in scales]
-        goal, reached = contrasts(sd, defect, learner, trials)
-        if not np.isfinite([goal, *reached]).all():
+    goal, painted = trials(sd, defect, learner, settings)
+
+    def reached_with(scale: float) -> float:
+        reached = painted(scale)
+        if not np.isfinite([goal, reached]).all():
             raise RuntimeError(
                 f"{defect.key}: what is painted is not finite; {more_precise(sd.dtype)}")
-        return goal, reached
+        return reached
 
-    goal, reached = painted(*TRIED)
+    reached = [reached_with(scale) for scale in TRIED]
     line = tuple(zip(TRIED, reached))
     scale = round(scale_for(goal, reached), 2)
     if scale > TRIED[1]:
-        _, (beyond,) = painted(scale)
+        beyond = reached_with(scale)
         line = (*line, (scale, beyond))
         if abs(goal - beyond) >= abs(goal - reached[1]):
             scale = TRIED[1]
