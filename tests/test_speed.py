@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 import cli
-from anomaly.crop import defect_crop, take
+from anomaly.crop import Cropped, defect_crop, take
 from anomaly.drawn.demo import demo_picture
 from anomaly.painter import Settings, paint_crops
 from anomaly.sampler import Guidance
-from benchmarks import gpu, rows, speed
+from benchmarks import gpu, peers, rows, speed
+from benchmarks.measuring import Bench
 from commands import call
 from ldm.blocks import Conv3x3
 from ldm.unet import UNet
@@ -118,6 +120,32 @@ def test_bfloat16_paints_what_float32_paints():
     assert error > 0
 
 
+@torch.no_grad()
+def test_what_is_timed_beside_ours_computes_the_same():
+    """float32; noise, and for the VAE a flat picture, too."""
+    bench = Bench("cpu", gpu.REHEARSAL)
+    sd = bench.model(torch.float32)
+    ids = sd.tokenizer(["a photo of a screw", ""])
+    x, t, context = bench.noise(2, 4, 6, 8), torch.tensor([981, 21]), sd.context("")
+    context = context.expand(2, -1, -1)
+    same = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-4)
+    same(sd.unet(x, t, context), peers.unet_of_diffusers(sd.unet)(x, t, context).sample)
+    same(sd.text_encoder.encode(sd.text_encoder.embed(ids)),
+         peers.text_of_transformers(sd.text_encoder)(ids).last_hidden_state)
+    vae, factor = peers.vae_of_diffusers(sd.vae), sd.vae.config.scaling_factor
+    for image in (bench.noise(2, 3, 16, 12), torch.full((1, 3, 8, 8), 0.3)):
+        z = sd.vae.encode(image)[0]
+        same(z, vae.encode(image).latent_dist.mean * factor)
+        same(sd.vae.decode(z), vae.decode(z / factor).sample)
+    mask = rows.square(8)
+    crops = [Cropped(bench.noise(3, 16, 16), rows.square(16), mask)] * 2
+    noise, to_rgb = bench.noise(2, 4, 8, 8), torch.zeros(4, 3)
+    for scale in (1.0, 2.0):
+        settings = Settings(16, 3, Guidance(scale, sd.context("")), to_rgb, None)
+        same(paint_crops(sd, crops, context, noise, settings),
+             peers.loop_of_diffusers(sd, crops, noise, 3, scale)())
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 def test_the_gpus_benchmark_is_rehearsed_on_a_cpu(tmp_path, monkeypatch):
     def in_this_process(command, **_):
@@ -129,7 +157,7 @@ def test_the_gpus_benchmark_is_rehearsed_on_a_cpu(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert call("bench", "gpu", "--device", "cpu") == 0
     found, page = json.loads((tmp_path / "gpu.json").read_text()), (tmp_path / "gpu.md").read_text()
-    assert len(found) == len(rows.TABLES) + 1 and all(found.values())
+    assert len(found) == len(rows.TABLES) + 2 and all(found.values())
     assert not [row for table in found.values() for row in table if "error" in row]
     assert all(f"## {title}\n" in page for title in found)
     assert "again: 2 of 2 pictures have the same bytes" in page
@@ -147,6 +175,7 @@ def test_a_table_that_fails_says_so_and_the_others_go_on(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(gpu, "TABLES", (broken, whole))
     monkeypatch.setattr(gpu, "precision", whole)
+    monkeypatch.setattr(gpu, "compiled", whole)
     with pytest.raises(RuntimeError, match="^What breaks: ended in an error, see gpu.md$"):
         gpu.main("cpu")
     assert json.loads((tmp_path / "gpu.json").read_text()) == {

@@ -7,29 +7,32 @@ ones.
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from anomaly.files.atomic_files import write_json, write_text
-from benchmarks.measuring import Bench, Part, Row, Sizes, markdown, short
+from benchmarks.measuring import Bench, Part, Row, Sizes, markdown, named, short
+from benchmarks.peers import unet_of_diffusers
 from benchmarks.rows import TABLES
 from ldm.config import SD2_TEXT, SD2_UNET, TextConfig, UNetConfig, VAEConfig
 from ldm.text_encoder import TextEncoder
 from ldm.unet import UNet
 from ldm.vae import VAE
 
-GPU = Sizes(matrix=8192, repeats=5, seconds=0.2, dtypes=(torch.float16,),
+GPU = Sizes(matrix=8192, repeats=3, seconds=0.2, dtypes=(torch.float16,),
             unet=((256, 1), (256, 4), (256, 16), (256, 64), (512, 1), (512, 8), (512, 32)),
             pairs=((256, 1, 20, 1.0), (512, 1, 20, 2.0), (256, 64, 10, 1.0), (512, 16, 20, 2.0),
                    (256, 64, 20, 2.0), (256, 64, 50, 1.0)),
-            training=((256, 4), (512, 1), (512, 4)), training_steps=10)
+            training=((256, 4), (512, 1), (512, 4)), training_steps=10, compiled=(256, 64))
 # The same on a CPU, to see that it runs.
 REHEARSAL = Sizes(
     matrix=64, repeats=1, seconds=0, dtypes=(torch.bfloat16,), unet=((32, 1),),
-    pairs=((32, 2, 2, 2.0),), training=((32, 1),), training_steps=1, models=(
+    pairs=((32, 2, 2, 2.0),), training=((32, 1),), training_steps=1, compiled=(32, 1), models=(
         UNetConfig(channels=(32, 32), cross_attention=(True, False), heads=(2, 2), context_dim=32,
                    norm_groups=8),
         TextConfig(width=32, layers=2, heads=2, mlp_width=64),
@@ -80,11 +83,34 @@ def precision(bench: Bench) -> Iterator[Row]:
         "with w_m, or decoding": lambda model: model.decode(bench.noise(1, 4, 32, 32))})
 
 
+@torch.no_grad()
+def compiled(bench: Bench) -> Iterator[Row]:
+    """One call of the U-Net compiled by torch, beside diffusers' compiled."""
+    config, dtype, backend = bench.sizes.models[0], bench.sizes.dtypes[0], \
+        "inductor" if bench.device == "cuda" else "eager"
+    ours = bench.made(UNet, config, dtype)
+    models = {"ours": ours, "diffusers": unet_of_diffusers(ours)}
+    pixels, batch = bench.sizes.compiled
+    side = pixels // bench.sizes.models[2].factor
+    x, context = (bench.noise(batch, *shape).to(dtype)
+                  for shape in ((4, side, side), (77, config.context_dim)))
+    t = torch.full((batch,), 500, device=bench.device)
+    for name, model in models.items():
+        if model is not None:
+            fast, start = torch.compile(model, backend=backend), time.perf_counter()
+            fast(x, t, context)
+            row = {"U-Net": name, "compiling, s": f"{time.perf_counter() - start:.0f}"}
+            took = bench.seconds(plain=partial(model, x, t, context),
+                                 compiled=partial(fast, x, t, context))
+            yield {**named(dtype, pixels, batch), **row, **{
+                f"{how}, ms": f"{1e3 * took[how]:.1f}" for how in took}}
+
+
 def main(device: str = "cuda") -> None:
     """Measure; a table that fails says so in its last row, and the others go on."""
     bench = Bench(device, REHEARSAL if device == "cpu" else GPU)
     tables = dict[str, list[Row]]()
-    for table in (TABLES[0], precision, *TABLES[1:]):
+    for table in (TABLES[0], precision, *TABLES[1:], compiled):
         found = tables[(table.__doc__ or "").splitlines()[0].rstrip(".")] = list[Row]()
 
         def keep(row: Row, found: list[Row] = found) -> None:

@@ -35,6 +35,7 @@ class Sizes:
     pairs: tuple[tuple[int, int, int, float], ...]      # pixels, batch, steps, guidance
     training: tuple[tuple[int, int], ...]               # pixels, batch
     training_steps: int                                 # timed together
+    compiled: tuple[int, int] = (256, 1)                # pixels, batch
     models: tuple[UNetConfig, TextConfig, VAEConfig] = UNetConfig(), TextConfig(), VAEConfig()
     train: tuple[str, ...] = ()                         # options of the demo's two commands
     sample: tuple[str, ...] = ()

@@ -9,18 +9,19 @@ from torch import Tensor, nn
 from anomaly.crop import Cropped
 from anomaly.train import masked_loss
 from ldm.model import StableDiffusion
+from ldm.text_encoder import TextEncoder
 from ldm.unet import UNet
 from ldm.vae import VAE
 
 
-def diffusers_is_there() -> bool:
-    """True if diffusers is installed; a GPU machine need not have it."""
-    return find_spec("diffusers") is not None
+def peers_are_there() -> bool:
+    """True if diffusers and transformers are installed; a GPU machine need not have them."""
+    return all(map(find_spec, ("diffusers", "transformers")))
 
 
 def unet_of_diffusers(unet: UNet) -> nn.Module | None:
     """With the same weights; None without diffusers."""
-    if not diffusers_is_there():
+    if not peers_are_there():
         return None
     from diffusers import UNet2DConditionModel
     config, weight = unet.config, unet.conv_in.weight
@@ -49,6 +50,20 @@ def vae_of_diffusers(vae: VAE) -> nn.Module:
     return peer.to(weight.dtype).eval().requires_grad_(False)
 
 
+def text_of_transformers(text: TextEncoder) -> nn.Module:
+    """With the same weights."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+    config, weight = text.config, next(text.parameters())
+    with torch.device(weight.device):
+        peer = CLIPTextModel(CLIPTextConfig(
+            vocab_size=config.vocab_size, hidden_size=config.width,
+            intermediate_size=config.mlp_width, num_hidden_layers=config.layers,
+            num_attention_heads=config.heads, max_position_embeddings=config.context_length,
+            hidden_act="quick_gelu" if config.quick_gelu else "gelu"))
+    peer.load_state_dict(text.state_dict())
+    return peer.to(weight.dtype).eval().requires_grad_(False)
+
+
 def loop_of_diffusers(sd: StableDiffusion, crops: list[Cropped], noise: Tensor, steps: int,
                       scale: float) -> Callable[[], Tensor]:
     """Blended DDIM of the crops as one would write it with diffusers' parts, in sd's dtype."""
@@ -56,17 +71,18 @@ def loop_of_diffusers(sd: StableDiffusion, crops: list[Cropped], noise: Tensor, 
     unet, vae = unet_of_diffusers(sd.unet), vae_of_diffusers(sd.vae)
     factor = sd.vae.config.scaling_factor
     scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
-                              clip_sample=False, steps_offset=1, set_alpha_to_one=False)
+                              clip_sample=False, steps_offset=1)
     scheduler.set_timesteps(steps)
-    image = torch.stack([crop.image for crop in crops]).to(sd.device)
+    noise, context = noise.to(sd.dtype), sd.context("").expand(len(crops), -1, -1).to(sd.dtype)
+    image = torch.stack([crop.image for crop in crops]).to(sd.device, sd.dtype)
     inside = torch.stack([crop.cells for crop in crops])[:, None].to(sd.device)
-    context = sd.context("").expand(len(crops), -1, -1)
 
     @torch.no_grad()
     def paint() -> Tensor:
         """The crops, (b, 3, size, size) in [-1, 1], on the CPU."""
         y_0 = vae.encode(image).latent_dist.mean * factor
-        x, times = noise, scheduler.timesteps
+        times = scheduler.timesteps
+        x = torch.where(inside, noise, scheduler.add_noise(y_0, noise, times[:1]))
         for t, t_prev in zip(times, [*times[1:], None]):
             if scale == 1:
                 out = unet(x, t, context).sample

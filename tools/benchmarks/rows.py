@@ -29,9 +29,10 @@ from anomaly.sampler import STEPS, Guidance
 from anomaly.train import Views, textual_inversion
 from benchmarks.measuring import Bench, Row, named, short
 from benchmarks.peers import (
-    diffusers_is_there,
     loop_of_diffusers,
+    peers_are_there,
     plain_steps,
+    text_of_transformers,
     unet_of_diffusers,
     vae_of_diffusers,
 )
@@ -63,6 +64,17 @@ def operations_of(config: UNetConfig, latents: torch.Size, context: torch.Size) 
     return counter.get_total_flops()
 
 
+def graph_of(call: Callable[[], Tensor]) -> Callable[[], None]:
+    """A call recorded on a GPU and replayed as one launch."""
+    aside, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    with torch.cuda.stream(aside):
+        call()      # libraries set themselves up, which cannot be recorded
+    aside.synchronize()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
 @torch.no_grad()
 def unet_call(bench: Bench, dtype: torch.dtype, ours: UNet, peer: nn.Module | None, pixels: int,
               batch: int) -> Row:
@@ -80,11 +92,14 @@ def unet_call(bench: Bench, dtype: torch.dtype, ours: UNet, peer: nn.Module | No
         "weighted": lambda: ours(x, t, context, maps)}
     if peer is not None:
         works["diffusers"] = lambda: peer(x, t, context)
+    if bench.device == "cuda":
+        works["graph"] = graph_of(lambda: ours(x, t, context))
     took = bench.seconds(**works)
     floor = operations_of(config, x.shape, context.shape) * took["product"] / operations
     return {"ms": f"{1e3 * took['ours']:.1f}",
             "share of the matrix rate": f"{floor / took['ours']:.0%}",
             "with w_m": f"{took['weighted'] / took['ours'] - 1:+.1%}",
+            "as a graph, ms": f"{1e3 * took['graph']:.1f}" if "graph" in took else "",
             "diffusers / ours": f"{took['diffusers'] / took['ours']:.2f}" if peer else "",
             "diffusers' share": f"{floor / took['diffusers']:.0%}" if peer else ""}
 
@@ -129,7 +144,8 @@ def cross_attention(bench: Bench) -> Iterator[Row]:
 
 
 @torch.no_grad()
-def beside(bench: Bench, sd: StableDiffusion, peer: Any, pixels: int, batch: int) -> Row:
+def beside(bench: Bench, sd: StableDiffusion, peers: tuple[Any, Any] | None, pixels: int,
+           batch: int) -> Row:
     """Of a call each."""
     image = bench.noise(batch, 3, pixels, pixels).clamp(-1, 1)
     latents, _ = sd.vae.encode(image)
@@ -137,20 +153,23 @@ def beside(bench: Bench, sd: StableDiffusion, peer: Any, pixels: int, batch: int
     works: dict[str, Callable[[], object]] = {
         "text": lambda: sd.text_encoder.encode(sd.text_encoder.embed(ids)),
         "encode": lambda: sd.vae.encode(image), "decode": lambda: sd.vae.decode(latents)}
-    if peer is not None:
+    if peers is not None:
+        text, vae = peers
         some, z = image.to(sd.dtype), latents.to(sd.dtype)
-        works["diffusers' encode"] = lambda: peer.encode(some)
-        works["diffusers' decode"] = lambda: peer.decode(z)
+        works |= {"transformers' text": lambda: text(ids),
+                  "diffusers' encode": lambda: vae.encode(some),
+                  "diffusers' decode": lambda: vae.decode(z)}
     return {f"{name}, ms": f"{1e3 * took:.1f}" for name, took in bench.seconds(**works).items()}
 
 
 def text_and_vae(bench: Bench) -> Iterator[Row]:
-    """The text encoder and the VAE, beside diffusers' VAE with the same weights."""
+    """The text encoder and the VAE, beside transformers' and diffusers' with the same weights."""
     for dtype in bench.sizes.dtypes:
         sd = bench.model(dtype)
-        peer = vae_of_diffusers(sd.vae) if diffusers_is_there() else None
+        peers = None if not peers_are_there() else (
+            text_of_transformers(sd.text_encoder), vae_of_diffusers(sd.vae))
         for pixels, batch in bench.sizes.unet:
-            yield {**named(dtype, pixels, batch), **beside(bench, sd, peer, pixels, batch)}
+            yield {**named(dtype, pixels, batch), **beside(bench, sd, peers, pixels, batch)}
 
 
 def square(side: int) -> Tensor:
@@ -174,14 +193,16 @@ def block(bench: Bench, sd: StableDiffusion, pixels: int, batch: int, steps: int
             pixels, steps, Guidance(scale, empty), to_rgb, weigh)).cpu()
     works: dict[str, Callable[[], object]] = {
         "ours": lambda: paint(None), "adaptive": lambda: paint(adaptive)}
-    if bench.device == "cpu" and diffusers_is_there():     # on a GPU nobody leaves it in float32
-        works["diffusers"] = loop_of_diffusers(bench.model(torch.float32), crops, noise, steps,
-                                               scale)
+    peak = bench.peak(sd, lambda: paint(None))
+    # On a CPU as diffusers comes; on a GPU nobody leaves it in float32.
+    peer = bench.model(torch.float32) if bench.device == "cpu" else sd
+    if peers_are_there():
+        works["diffusers"] = loop_of_diffusers(peer, crops, noise, steps, scale)
     took = bench.seconds(**works)
     return {"pairs a second": f"{batch / took['ours']:.3g}",
             "re-weighting": f"{took['adaptive'] / took['ours'] - 1:+.1%}",
-            "diffusers in float32 / ours": f"{took['diffusers'] / took['ours']:.2f}"
-            if "diffusers" in took else "", "peak, GiB": bench.peak(sd, lambda: paint(None))}
+            f"diffusers in {short(peer.dtype)} / ours": f"{took['diffusers'] / took['ours']:.2f}"
+            if "diffusers" in took else "", "peak, GiB": peak}
 
 
 def pairs(bench: Bench) -> Iterator[Row]:
@@ -211,8 +232,8 @@ def search_seconds(bench: Bench, sd: StableDiffusion, side: int) -> float:
     t, image = torch.full((len(x),), 500, device=bench.device), sd.vae.decode(x[:BATCH])
     took = bench.seconds(call=lambda: sd.unet(x, t, context), encode=lambda: sd.vae.encode(image),
                          decode=lambda: sd.vae.decode(x[:BATCH]))
-    # The photographs and each trial are encoded and decoded; for the third trial both again.
-    vae = 5 * (took["encode"] + took["decode"])
+    # The photographs and each of at most three trials are encoded and decoded.
+    vae = 4 * (took["encode"] + took["decode"])
     return (2.5 * took["call"] * STEPS + vae) * VIEWS / BATCH
 
 
