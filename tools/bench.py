@@ -24,7 +24,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="parity: every part of Stable Diffusion against diffusers and transformers at full "
              "size, and loading; 16 GiB of memory, 20 GB of disk, 34 minutes. scale: memory, speed "
              "and start-up of a thousand pairs a defect, without the U-Net; 5 minutes. speed: "
-             "this CPU, against diffusers if it is installed; 16 GiB, 40 minutes. gpu: CUDA; "
+             "this CPU, against diffusers if it is installed; 16 GiB, 45 minutes. gpu: CUDA; "
              "writes gpu.json and gpu.md into the current folder after every row; 8 minutes")
     parser.add_argument("--device", choices=["cuda", "cpu"],
                         help="of gpu; cpu: a rehearsal at small sizes (default: cuda)")
