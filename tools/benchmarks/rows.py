@@ -67,6 +67,7 @@ def operations_of(config: UNetConfig, latents: torch.Size, context: torch.Size) 
 def graph_of(call: Callable[[], Tensor]) -> Callable[[], None]:
     """A call recorded on a GPU and replayed as one launch."""
     aside, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
         call()      # libraries set themselves up, which cannot be recorded
     aside.synchronize()
