@@ -36,7 +36,7 @@ def trials(sd: StableDiffusion, defect: Defect, learner: AnomalyEmbedding,
            settings: Settings) -> tuple[float, Callable[[float], float]]:
     """Contrast of the training photographs through the VAE, and of what a scale paints there.
 
-    The guidance of the settings does not matter.
+    The scale of the settings' guidance does not matter.
     """
     views = training_views(defect, settings.size, sd.vae.config.factor)[:VIEWS]
     masks = torch.stack([view.mask for view in views])
@@ -99,7 +99,7 @@ class Strength:
 
 def strength_of(sd: StableDiffusion, defect: Defect, learner: AnomalyEmbedding,
                 settings: Settings) -> Strength:
-    """A defect's strength; the guidance of the settings does not matter.
+    """A defect's strength; the scale of the settings' guidance does not matter.
 
     RuntimeError if what is painted is not finite.
     """
