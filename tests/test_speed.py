@@ -137,13 +137,20 @@ def test_what_is_timed_beside_ours_computes_the_same():
         z = sd.vae.encode(image)[0]
         same(z, vae.encode(image).latent_dist.mean * factor)
         same(sd.vae.decode(z), vae.decode(z / factor).sample)
-    mask = rows.square(8)
-    crops = [Cropped(bench.noise(3, 16, 16), rows.square(16), mask)] * 2
-    noise, to_rgb = bench.noise(2, 4, 8, 8), torch.zeros(4, 3)
-    for scale in (1.0, 2.0):
+    crops = [Cropped(bench.noise(3, 16, 16), rows.square(16), rows.square(8))] * 2
+    noise, to_rgb, painted = bench.noise(2, 4, 8, 8), torch.zeros(4, 3), []
+    loud = 20 * bench.noise(2, 77, context.shape[-1])
+    for scale in (1.0, 3.0):
         settings = Settings(16, 3, Guidance(scale, sd.context("")), to_rgb, None)
-        same(paint_crops(sd, crops, context, noise, settings),
-             peers.loop_of_diffusers(sd, crops, noise, 3, scale)())
+        painted.append(paint_crops(sd, crops, loud, noise, settings))
+        same(painted[-1], peers.loop_of_diffusers(sd, crops, loud, noise, 3, scale)())
+    assert (painted[0] - painted[1]).abs().max() > 1e-2
+    # In bfloat16 not much further from float32 than ours.
+    half = bench.model(torch.bfloat16)
+    ours, theirs = ((some.float() - painted[1]).norm() for some in (
+        paint_crops(half, crops, loud, noise, settings),
+        peers.loop_of_diffusers(half, crops, loud, noise, 3, 3.0)()))
+    assert 0 < theirs < 2 * ours
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
@@ -172,14 +179,20 @@ def test_a_table_that_fails_says_so_and_the_others_go_on(tmp_path, monkeypatch):
     def whole(bench):
         """What does not."""
         yield {"b": "2"}
+
+    def late(bench):
+        """What comes last."""
+        raise KeyError("a name")
+        yield
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(gpu, "TABLES", (broken, whole))
     monkeypatch.setattr(gpu, "precision", whole)
-    monkeypatch.setattr(gpu, "compiled", whole)
-    with pytest.raises(RuntimeError, match="^What breaks: ended in an error, see gpu.md$"):
+    monkeypatch.setattr(gpu, "compiled", late)
+    with pytest.raises(RuntimeError, match="^What breaks; What comes last: ended in an error, see"):
         gpu.main("cpu")
     assert json.loads((tmp_path / "gpu.json").read_text()) == {
-        "What breaks": [{"a": "1"}, {"error": "out of memory"}], "What does not": [{"b": "2"}]}
+        "What breaks": [{"a": "1"}, {"error": "out of memory"}], "What does not": [{"b": "2"}],
+        "What comes last": [{"error": "'a name'"}]}
 
 
 def test_the_cpus_benchmark_prints_a_table_of_each(monkeypatch, capsys):

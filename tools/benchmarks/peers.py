@@ -20,7 +20,7 @@ def peers_are_there() -> bool:
 
 
 def unet_of_diffusers(unet: UNet) -> nn.Module | None:
-    """With the same weights; None without diffusers."""
+    """With the same weights; None without diffusers and transformers."""
     if not peers_are_there():
         return None
     from diffusers import UNet2DConditionModel
@@ -64,8 +64,8 @@ def text_of_transformers(text: TextEncoder) -> nn.Module:
     return peer.to(weight.dtype).eval().requires_grad_(False)
 
 
-def loop_of_diffusers(sd: StableDiffusion, crops: list[Cropped], noise: Tensor, steps: int,
-                      scale: float) -> Callable[[], Tensor]:
+def loop_of_diffusers(sd: StableDiffusion, crops: list[Cropped], context: Tensor, noise: Tensor,
+                      steps: int, scale: float) -> Callable[[], Tensor]:
     """Blended DDIM of the crops as one would write it with diffusers' parts, in sd's dtype."""
     from diffusers import DDIMScheduler
     unet, vae = unet_of_diffusers(sd.unet), vae_of_diffusers(sd.vae)
@@ -73,7 +73,8 @@ def loop_of_diffusers(sd: StableDiffusion, crops: list[Cropped], noise: Tensor, 
     scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
                               clip_sample=False, steps_offset=1)
     scheduler.set_timesteps(steps)
-    noise, context = noise.to(sd.dtype), sd.context("").expand(len(crops), -1, -1).to(sd.dtype)
+    noise, context = noise.to(sd.dtype), context.to(sd.dtype)
+    empty = sd.context("").expand(len(crops), -1, -1).to(sd.dtype)
     image = torch.stack([crop.image for crop in crops]).to(sd.device, sd.dtype)
     inside = torch.stack([crop.cells for crop in crops])[:, None].to(sd.device)
 
@@ -87,7 +88,7 @@ def loop_of_diffusers(sd: StableDiffusion, crops: list[Cropped], noise: Tensor, 
             if scale == 1:
                 out = unet(x, t, context).sample
             else:
-                both = unet(torch.cat([x, x]), t, torch.cat([context, context])).sample
+                both = unet(torch.cat([x, x]), t, torch.cat([empty, context])).sample
                 out_u, out_c = both.chunk(2)
                 out = out_u + scale * (out_c - out_u)
             x = scheduler.step(out, t, x).prev_sample

@@ -64,18 +64,6 @@ def operations_of(config: UNetConfig, latents: torch.Size, context: torch.Size) 
     return counter.get_total_flops()
 
 
-def graph_of(call: Callable[[], Tensor]) -> Callable[[], None]:
-    """A call recorded on a GPU and replayed as one launch."""
-    aside, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
-        call()      # libraries set themselves up, which cannot be recorded
-    aside.synchronize()
-    with torch.cuda.graph(graph):
-        call()
-    return graph.replay
-
-
 @torch.no_grad()
 def unet_call(bench: Bench, dtype: torch.dtype, ours: UNet, peer: nn.Module | None, pixels: int,
               batch: int) -> Row:
@@ -93,14 +81,11 @@ def unet_call(bench: Bench, dtype: torch.dtype, ours: UNet, peer: nn.Module | No
         "weighted": lambda: ours(x, t, context, maps)}
     if peer is not None:
         works["diffusers"] = lambda: peer(x, t, context)
-    if bench.device == "cuda":
-        works["graph"] = graph_of(lambda: ours(x, t, context))
     took = bench.seconds(**works)
     floor = operations_of(config, x.shape, context.shape) * took["product"] / operations
     return {"ms": f"{1e3 * took['ours']:.1f}",
             "share of the matrix rate": f"{floor / took['ours']:.0%}",
             "with w_m": f"{took['weighted'] / took['ours'] - 1:+.1%}",
-            "as a graph, ms": f"{1e3 * took['graph']:.1f}" if "graph" in took else "",
             "diffusers / ours": f"{took['diffusers'] / took['ours']:.2f}" if peer else "",
             "diffusers' share": f"{floor / took['diffusers']:.0%}" if peer else ""}
 
@@ -147,7 +132,7 @@ def cross_attention(bench: Bench) -> Iterator[Row]:
 @torch.no_grad()
 def beside(bench: Bench, sd: StableDiffusion, peers: tuple[Any, Any] | None, pixels: int,
            batch: int) -> Row:
-    """Of a call each."""
+    """Milliseconds of a call of each part."""
     image = bench.noise(batch, 3, pixels, pixels).clamp(-1, 1)
     latents, _ = sd.vae.encode(image)
     ids = sd.tokenizer(["a photo of a screw"] * batch).to(bench.device)
@@ -195,14 +180,17 @@ def block(bench: Bench, sd: StableDiffusion, pixels: int, batch: int, steps: int
     works: dict[str, Callable[[], object]] = {
         "ours": lambda: paint(None), "adaptive": lambda: paint(adaptive)}
     peak = bench.peak(sd, lambda: paint(None))
-    # On a CPU as diffusers comes; on a GPU nobody leaves it in float32.
-    peer = bench.model(torch.float32) if bench.device == "cpu" else sd
+    theirs = sd.dtype
     if peers_are_there():
-        works["diffusers"] = loop_of_diffusers(peer, crops, noise, steps, scale)
+        # On a CPU as diffusers comes; on a GPU nobody leaves it in float32.
+        source = bench.model(torch.float32) if bench.device == "cpu" else sd
+        works["diffusers"] = loop_of_diffusers(source, crops, empty.expand(batch, -1, -1), noise,
+                                               steps, scale)
+        theirs = source.dtype
     took = bench.seconds(**works)
     return {"pairs a second": f"{batch / took['ours']:.3g}",
             "re-weighting": f"{took['adaptive'] / took['ours'] - 1:+.1%}",
-            f"diffusers in {short(peer.dtype)} / ours": f"{took['diffusers'] / took['ours']:.2f}"
+            f"diffusers in {short(theirs)} / ours": f"{took['diffusers'] / took['ours']:.2f}"
             if "diffusers" in took else "", "peak, GiB": peak}
 
 
