@@ -12,7 +12,7 @@ from anomaly.drawn import demo
 from anomaly.embedding import AnomalyEmbedding
 from anomaly.painter import Settings
 from anomaly.runs import guidance
-from anomaly.runs.guidance import LARGEST, Strength, contrast, scale_for, strength_of, trials
+from anomaly.runs.guidance import LARGEST, Strength, contrast, contrasts, scale_for, strength_of
 from anomaly.sampler import Guidance
 from anomaly.scores.pictures import mean_colour, ring
 
@@ -56,7 +56,7 @@ def test_both_sides_are_the_training_crops_each_once(sd, learned, monkeypatch):
         seen.extend(crop.mask for crop in crops)
         return sd.vae.decode(sd.vae.encode(torch.stack([crop.image for crop in crops]))[0])
     monkeypatch.setattr(guidance, "paint_crops", unpainted)
-    real, painted = trials(sd, defect, learner, settings)
+    real, painted = contrasts(sd, defect, learner, settings)
     assert painted(1.0) == real > 0
     assert len(seen) == len(defect.examples) == 5
     assert len({mask.numpy().tobytes() for mask in seen}) == 5
@@ -73,16 +73,16 @@ def test_a_defect_painted_light_where_it_is_dark_counts_against_it(sd, learned, 
             around = mean_colour(real, ring(masks))[:, :, None, None]
             return torch.where(masks[:, None], around + sign * (real - around), real)
         monkeypatch.setattr(guidance, "paint_crops", painted)
-        real, weighed = trials(sd, defect, learner, settings)
-        found[sign] = weighed(1.0) / real
+        real, contrast_with = contrasts(sd, defect, learner, settings)
+        found[sign] = contrast_with(1.0) / real
     assert found[1] == pytest.approx(1) and found[-1] < 0.98
 
 
 def test_of_many_photographs_the_first_are_painted_over(sd, learned, monkeypatch):
     defect, learner, settings = learned
-    first, _ = trials(sd, replace(defect, examples=defect.examples[:3]), learner, settings)
+    first, _ = contrasts(sd, replace(defect, examples=defect.examples[:3]), learner, settings)
     monkeypatch.setattr(guidance, "VIEWS", 3)
-    assert trials(sd, defect, learner, settings)[0] == pytest.approx(first)
+    assert contrasts(sd, defect, learner, settings)[0] == pytest.approx(first)
 
 
 def test_what_is_not_finite_is_refused(sd, learned, monkeypatch):
@@ -98,7 +98,7 @@ def test_a_scale_beyond_those_painted_with_must_come_nearer(
         sd, learned, monkeypatch, falls, expected):
     """A stand-in whose contrast rises to 6/7 of the real one at scale 2, then rises on or falls."""
     defect, learner, settings = learned
-    real, _ = trials(sd, defect, learner, settings)
+    real, _ = contrasts(sd, defect, learner, settings)
 
     def bent(sd, crops, context, noise, settings):
         scale = settings.guidance.scale
@@ -148,7 +148,7 @@ def test_the_guidance_found_is_the_one_that_gives_the_photographs_contrast(
         sd, learned, monkeypatch, scale):
     """A stand-in that paints flat and the stronger the higher the scale."""
     defect, learner, settings = learned
-    real, _ = trials(sd, defect, learner, settings)
+    real, _ = contrasts(sd, defect, learner, settings)
 
     def flat(sd, crops, context, noise, settings):
         strength = real / scale * settings.guidance.scale

@@ -32,11 +32,12 @@ VIEWS, BATCH = 12, 4    # training photographs painted over, and how many at a t
 
 
 @torch.no_grad()
-def trials(sd: StableDiffusion, defect: Defect, learner: AnomalyEmbedding,
-           settings: Settings) -> tuple[float, Callable[[float], float]]:
+def contrasts(sd: StableDiffusion, defect: Defect, learner: AnomalyEmbedding,
+              settings: Settings) -> tuple[float, Callable[[float], float]]:
     """Contrast of the training photographs through the VAE, and of what a scale paints there.
 
-    The scale of the settings' guidance does not matter.
+    The scale of the settings' guidance does not matter. The second raises RuntimeError if either
+    contrast is not finite.
     """
     views = training_views(defect, settings.size, sd.vae.config.factor)[:VIEWS]
     masks = torch.stack([view.mask for view in views])
@@ -51,11 +52,17 @@ def trials(sd: StableDiffusion, defect: Defect, learner: AnomalyEmbedding,
     images = (torch.stack([view.image for view in views[part]]).to(sd.device) for part in parts)
     real = together(sd.vae.decode(sd.vae.encode(some)[0]) for some in images)
 
+    goal = contrast(real, masks)
+
     def painted(scale: float) -> float:
         trial = replace(settings, guidance=replace(settings.guidance, scale=scale))
-        return contrast(together(paint_crops(sd, views[part], context[part], noise[part], trial)
-                                 for part in parts), masks, real)
-    return contrast(real, masks), painted
+        reached = contrast(together(paint_crops(sd, views[part], context[part], noise[part], trial)
+                                    for part in parts), masks, real)
+        if not np.isfinite([goal, reached]).all():
+            raise RuntimeError(
+                f"{defect.key}: what is painted is not finite; {more_precise(sd.dtype)}")
+        return reached
+    return goal, painted
 
 
 def scale_for(goal: float, reached: list[float]) -> float:
@@ -103,20 +110,12 @@ def strength_of(sd: StableDiffusion, defect: Defect, learner: AnomalyEmbedding,
 
     RuntimeError if what is painted is not finite.
     """
-    goal, painted = trials(sd, defect, learner, settings)
-
-    def reached_with(scale: float) -> float:
-        reached = painted(scale)
-        if not np.isfinite([goal, reached]).all():
-            raise RuntimeError(
-                f"{defect.key}: what is painted is not finite; {more_precise(sd.dtype)}")
-        return reached
-
-    reached = [reached_with(scale) for scale in TRIED]
+    goal, painted = contrasts(sd, defect, learner, settings)
+    reached = [painted(scale) for scale in TRIED]
     line = tuple(zip(TRIED, reached))
     scale = round(scale_for(goal, reached), 2)
     if scale > TRIED[1]:
-        beyond = reached_with(scale)
+        beyond = painted(scale)
         line = (*line, (scale, beyond))
         if abs(goal - beyond) >= abs(goal - reached[1]):
             scale = TRIED[1]
