@@ -18,8 +18,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 JSON_MOST, CSV_MOST = 2 ** 26, 2 ** 28     # bytes that are read; 2 ** 28 are 400,000 pairs
@@ -33,8 +32,8 @@ def naming(path: Path, size: int = 0) -> Iterator[None]:
     except (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError,
             NotADirectoryError):
         raise       # the folder is at fault, not the disk
-    except (SafetensorError, OSError) as err:
-        full = isinstance(err, SafetensorError) or err.errno in (errno.ENOSPC, errno.EDQUOT)
+    except OSError as err:
+        full = err.errno in (errno.ENOSPC, errno.EDQUOT)
         takes = f" (up to {size / 1e6:.2f} MB are needed)" if size and full else ""
         remedy = "make room on" if full else "check"
         raise OSError(f"{path}: not written: {err}{takes}; {remedy} the disk, or give another "
@@ -68,23 +67,18 @@ def write_image(path: Path, pixels: np.ndarray) -> None:
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """A safetensors file."""
-    size = sum(tensor.nbytes for tensor in tensors.values())
-    with replacing(path, size + 4096) as temporary:
-        # Clones: safetensors refuses tensors that share memory, as expanded or sliced ones do.
-        clones = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-        save_file(clones, temporary, metadata)
-        _sort_metadata(temporary)
-
-
-def _sort_metadata(path: Path) -> None:
-    """Rewrite a safetensors header with its metadata in order: the library's varies by process."""
-    with open(path, "r+b") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        file.seek(8)
-        file.write(text.ljust(length))      # the format pads its header with spaces
+    # Clones: safetensors refuses tensors that share memory, as expanded or sliced ones do.
+    clones = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    # Not save_file: it has a temporary file of its own, which a kill would leave under any name.
+    content = save(clones, metadata)
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:8 + length])
+    # In order: the library's varies by process.
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    with replacing(path, len(content)) as temporary, open(temporary, "wb") as file:
+        file.write(content[:8] + text.ljust(length))    # the format pads its header with spaces
+        file.write(memoryview(content)[8 + length:])
 
 
 def write_text(path: Path, text: str) -> None:

@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from anomaly.drawn.defects import DEFECTS, STAINS
 from anomaly.drawn.products import PRODUCTS
+from anomaly.files.atomic_files import write_tensors
 from ldm.config import ScheduleConfig, TextConfig, UNetConfig, VAEConfig
 from ldm.text_encoder import TextEncoder
 from ldm.tokenizer import Tokenizer, vocabulary
@@ -103,8 +103,8 @@ INDEX = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.42.1
 
 
 def _weights(module: nn.Module, path: Path, prefix: str = "") -> None:
-    save_file({prefix + k: v.detach().to("cpu", torch.float16).contiguous()
-               for k, v in module.state_dict().items()}, path, {"format": "pt"})
+    write_tensors(path, {prefix + k: v.to("cpu", torch.float16)
+                         for k, v in module.state_dict().items()}, {"format": "pt"})
 
 
 def write_checkpoint(folder: Path, unet: UNet, vae: VAE, text_encoder: TextEncoder,
