@@ -67,7 +67,7 @@ class FullDisk:
 
 def test_no_library_writes_tensors_to_the_disk(tmp_path, monkeypatch):
     """safetensors has a temporary file of its own, of any name, which stays after a kill."""
-    def refuse(*_):
+    def refuse(*_, **__):
         raise AssertionError("writes by itself")
     monkeypatch.setattr("safetensors.torch.serialize_file", refuse)
     write_tensors(tmp_path / "a", {"b": torch.ones(2)}, {"step": "1"})
