@@ -5,13 +5,12 @@ import pytest
 
 from anomaly.dataset import find_defects, first_third, read_example
 from anomaly.drawn import demo
-from anomaly.drawn.defects import COLOURS, DEFECTS, RIMS
+from anomaly.drawn.defects import DEFECTS
 from anomaly.drawn.fields import Noise, View, segment
 from anomaly.drawn.products import PRODUCTS
 from anomaly.drawn.scenes import (
     HELD_OUT,
     PLACES,
-    TONES_OF_UNSEEN,
     UNSEEN,
     WHOLE,
     close_up,
@@ -86,7 +85,8 @@ def test_a_defect_changes_the_photograph_under_its_mask_and_not_elsewhere(produc
 
 def test_the_whole_set_follows_from_the_seed():
     a, b, c = draw_picture(1, 7, 64), draw_picture(1, 7, 64), draw_picture(2, 7, 64)
-    assert all(np.array_equal(x, y) for x, y in zip(vars(a).values(), vars(b).values()))
+    assert np.array_equal(a.image, b.image) and np.array_equal(a.mask, b.mask)
+    assert a.caption == b.caption
     assert not np.array_equal(a.image, c.image)
 
 
@@ -100,61 +100,33 @@ def test_what_the_demo_is_to_learn_never_occurs(pictures):
     for product, defect in HELD_OUT:
         assert (product, defect) not in pairs() and product in PRODUCTS and defect in DEFECTS
         assert not [p for p in pictures if {product, defect} <= set(p.caption.split())]
-    assert not [p for p in pictures if UNSEEN in p.caption + p.shape_caption]
+    assert not [p for p in pictures if UNSEEN in p.caption]
     assert UNSEEN not in {d for _, d in pairs()}
-    core, rim = TONES_OF_UNSEEN
-    toned = {tuple(w for w in p.caption.split() if w in {*COLOURS, *RIMS.values()})
-             for p in pictures if {"spot", "streak"} & set(p.caption.split())}
-    assert (core, RIMS[rim]) not in toned and len(toned) == 8 * 7 - 1
-    assert (rim, RIMS[core]) in toned
 
 
-def test_most_defects_are_framed_as_the_tools_frame_them(pictures):
+def test_a_tenth_or_so_are_masks_and_half_the_defects_are_close(pictures):
     drawn = [p for p in pictures if p.mask.any()]
-    assert 0.8 <= len(drawn) / len(pictures) <= 0.9
-    as_tools = np.mean([np.array_equal(p.mask, p.shape) for p in drawn])
-    assert 0.5 <= as_tools <= 0.6
+    masks = [p for p in drawn
+             if np.array_equal(p.image, 255 * np.repeat(p.mask[..., None], 3, axis=2))]
+    assert 0.10 <= len(masks) / len(pictures) <= 0.15
+    assert all(p.caption == "" or p.caption.startswith("a photo of mask with ") for p in masks)
     extents = [extent(p.mask)[2] for p in drawn]
-    assert 0.6 <= np.mean([e >= 0.45 for e in extents]) <= 0.85
+    assert 0.4 <= np.mean([0.45 <= e <= 0.9 for e in extents]) <= 0.65
     words = [word for p in pictures for word in p.caption.split()]
     assert 1.5 <= words.count("nut") / words.count("tile") <= 3
 
 
-def test_a_shape_is_framed_as_the_mask_model_frames_it_and_named(pictures):
+def test_a_close_mask_is_framed_as_the_mask_model_frames_it(pictures):
+    huge = [p.mask for p in pictures if "mask with huge" in p.caption]
+    assert len(huge) > 10
     # 1 / 1.25 of a picture of 64 px; less where the frame's or the object's edge is in the way.
-    sides = np.array([64 * extent(p.shape)[2] for p in pictures if p.mask.any()])
+    sides = np.array([64 * extent(m)[2] for m in huge])
     assert np.mean(np.abs(sides - 51.2) < 2.5) > 0.8
-    for p in pictures:
-        assert p.shape_caption.startswith("a photo of mask with ") or not p.shape_caption
-        assert bool(p.shape_caption) == bool(p.caption and p.mask.any())
-        assert not p.shape_caption or p.shape_caption.split()[6] in p.caption
-
-
-def test_the_clean_photograph_differs_under_the_mask_and_not_beside_it(pictures):
-    for p in pictures[:200]:
-        near = np.max([np.roll(p.mask, shift, (0, 1)) for shift in np.ndindex(5, 5)], axis=0)
-        near = np.roll(near, (-2, -2), (0, 1))
-        change = np.abs(p.image.astype(int) - p.clean).max(axis=2)
-        assert change[~near].max(initial=0) <= 8    # an object's soft edge
-        assert (change[p.mask] > 0).any() == p.mask.any()
-
-
-def test_a_two_toned_defect_shows_its_core_within_and_its_rim_around():
-    for kind in ("spot", "streak"):
-        for seed in range(12):
-            made = DEFECTS[kind](np.random.default_rng(seed), np.array([0.5, 0.5]), 0.2, "red",
-                                 "blue")
-            view = View(0.0, 0.0, 1.0, 512)
-            distance = made.shape(view)
-            painted = made.paint(view, distance, np.full((512, 512, 3), 0.5))
-            deepest = painted[distance < 0.9 * distance.min()].mean(axis=0)
-            edge = painted[(distance < -0.002) & (distance > -0.004)].mean(axis=0)
-            assert deepest[0] > deepest[2] + 0.3 and edge[2] > edge[0] + 0.1
 
 
 def test_captions_say_what_is_there(pictures):
     known = {*"a photo of with mask small large huge top bottom left right center".split(),
-             *COLOURS, *RIMS.values(), *PRODUCTS, *DEFECTS}
+             "red", "blue", "green", "black", *PRODUCTS, *DEFECTS}
     checked = 0
     for picture in pictures:
         words = picture.caption.split()
@@ -167,7 +139,7 @@ def test_captions_say_what_is_there(pictures):
         longer = extent(picture.mask)[2]
         assert ("large" in words) == (0.36 < longer <= 0.6) and ("huge" in words) == (longer > 0.6)
         checked += 1
-    assert checked > 150
+    assert checked > 200
 
 
 def test_a_defect_lies_near_the_middle_of_the_frame_or_of_a_quarter():

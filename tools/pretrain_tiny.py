@@ -8,6 +8,7 @@ import argparse
 import sys
 import time
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -28,14 +29,15 @@ from pretraining import autoencoder, diffusion
 from pretraining.picture_set import PictureSet, picture_set
 from pretraining.state import Stage, pieces
 from pretraining.tiny_files import caption_merges, caption_tokenizer, write_checkpoint
+from weights import fingerprint, load
 from weights.configs import unet_config
 
 PIXELS = 128            # side of the pictures
 STANDARDISED = 2000     # how many of them the latents' mean and std come from
 EXAMPLES = """\
 examples:
-  python tools/pretrain_tiny.py                all of it
-  python tools/pretrain_tiny.py --minutes 60   a piece of it; the same line goes on
+  python tools/pretrain_tiny.py --minutes 60          a piece of it; the same line goes on
+  python tools/pretrain_tiny.py --from weights/tiny   go on from a finished one
 """
 PREVIEW = ["", "with small red stain top left", "with large blue stain center",
            "with large hole bottom right", "with large crack", "with large scratch",
@@ -47,12 +49,14 @@ def options(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser("pretrain_tiny.py",
                     "Make the embedded checkpoint from nothing: pictures, VAE, U-Net.", EXAMPLES)
     what = parser.add_argument_group("what to train").add_argument
-    what("--pictures", type=at_least(1), default=16_000, metavar="N",
-         help="pictures to draw and learn from (default: 16000)")
-    what("--vae-steps", type=at_least(1), default=5600, metavar="N",
-         help="training steps of the VAE (default: 5600)")
-    what("--unet-steps", type=at_least(1), default=10_000, metavar="N",
-         help="training steps of the U-Net (default: 10000)")
+    what("--pictures", type=at_least(1), default=32_000, metavar="N",
+         help="pictures to draw and learn from (default: 32000)")
+    what("--vae-steps", type=at_least(1), default=6000, metavar="N",
+         help="training steps of the VAE (default: 6000)")
+    what("--unet-steps", type=at_least(1), default=60_000, metavar="N",
+         help="training steps of the U-Net (default: 60000)")
+    what("--from", dest="start", type=path, metavar="DIR",
+         help="train the U-Net of this checkpoint on, with a fresh optimizer, and keep its VAE")
     how = parser.add_argument_group("how").add_argument
     how("--minutes", type=at_least(1), metavar="MIN",
         help="stop after so long; the same command goes on")
@@ -97,10 +101,7 @@ def train_vae(args: argparse.Namespace, pictures: PictureSet, until: float,
     if stage.step < args.vae_steps:
         return None
     stage.use_averages()
-    shapes = STANDARDISED * diffusion.SHAPES // (diffusion.BATCH - diffusion.SHAPES)
-    autoencoder.fold(vae, torch.cat([
-        autoencoder.encode_all(vae, pictures.images[:STANDARDISED], device),
-        autoencoder.encode_all(vae, pictures.shapes[:shapes], device)]))
+    autoencoder.fold(vae, autoencoder.encode_all(vae, pictures.images[:STANDARDISED], device))
     with replacing(path) as temporary:
         torch.save(vae.state_dict(), temporary)
     return vae
@@ -109,16 +110,15 @@ def train_vae(args: argparse.Namespace, pictures: PictureSet, until: float,
 def encode(args: argparse.Namespace, pictures: PictureSet, vae: VAE,
            device: str) -> diffusion.Encoded:
     """The pictures as the U-Net sees them; encoded once."""
-    path = args.state / f"latents-{args.seed}-{args.pictures}.pt"
+    made_by = crc32(vae.quant_conv.weight.detach().cpu().numpy().tobytes())
+    path = args.state / f"latents-{args.seed}-{args.pictures}-{made_by:08x}.pt"
     if not path.exists():
         with replacing(path) as temporary:
-            torch.save([autoencoder.encode_all(vae, images, device) for images in (
-                pictures.images, pictures.clean, pictures.shapes)], temporary)
+            torch.save(autoencoder.encode_all(vae, pictures.images, device), temporary)
     latents = torch.load(path, weights_only=True)
-    tokenizer = caption_tokenizer()
-    return diffusion.Encoded(*latents, diffusion.shares(pictures.masks, latents[0].shape[-1]),
-                             tokenizer(pictures.captions), tokenizer(pictures.shape_captions),
-                             diffusion.turns(pictures.shape_captions))
+    return diffusion.Encoded(latents, diffusion.shares(pictures.masks, latents.shape[-1]),
+                             caption_tokenizer()(pictures.captions),
+                             diffusion.turns(pictures.captions))
 
 
 def preview(sd: StableDiffusion) -> list[tuple[str, list[np.ndarray]]]:
@@ -150,16 +150,23 @@ def main(argv: list[str] | None = None) -> None:
 def pretrain(args: argparse.Namespace, device: str, until: float) -> None:
     """What main does in the folders that are its own."""
     pictures = picture_set(args.state / "pictures", args.seed, args.pictures, PIXELS)
-    vae = train_vae(args, pictures, until, device)
+    begin = None if args.start is None else load(args.start, device)
+    vae = train_vae(args, pictures, until, device) if begin is None else begin.vae
     if vae is None:
         return
     data = encode(args, pictures, vae, device)
     torch.manual_seed(args.seed)
     text = diffusion.text_config(len(vocabulary(caption_merges())))
     unet, text_encoder = UNet(diffusion.UNET).to(device), TextEncoder(text).to(device)
-    diffusion.initialise(unet)
-    diffusion.initialise_text(text_encoder)
-    stage = Stage(args.state / "unet.pt", {"unet": unet}, diffusion.RATE, diffusion.AVERAGE)
+    if begin is None:
+        diffusion.initialise(unet)
+        diffusion.initialise_text(text_encoder)
+    else:
+        unet.load_state_dict(begin.unet.state_dict())
+        text_encoder.load_state_dict(begin.text_encoder.state_dict())
+    # A state belongs to what it began with: nothing, or the checkpoint of --from.
+    name = "unet" if args.start is None else f"unet-{fingerprint(args.start)[:8]}"
+    stage = Stage(args.state / f"{name}.pt", {"unet": unet}, diffusion.RATE, diffusion.AVERAGE)
     for losses in pieces(stage, args.unet_steps, until, args.state / "loss.csv", "unet"):
         losses.append(diffusion.train_step(
             unet, text_encoder, stage, data, args.seed, args.unet_steps, device))

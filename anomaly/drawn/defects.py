@@ -1,10 +1,8 @@
-"""The defects, four thin and six blobs: each one signed distance that gives mask, rim and shadow.
+"""The defects, three thin and five blobs: each one signed distance that gives mask, rim and shadow.
 
 A defect is made from a generator at a place and a size: shape(view) is its signed distance
 (negative inside, in the frame's units), paint(view, distance, colour) the surface with the defect
-in it. Relief is lit from the top left, as the products are. A spot and a streak are no product's
-fault: they have a core and a rim of any two colours, so that an unseen defect of two tones lies
-between things seen.
+in it. Relief is lit from the top left, as the products are.
 """
 
 from collections.abc import Callable
@@ -122,18 +120,13 @@ def hole(rng: np.random.Generator, centre: Array, size: float) -> DrawnDefect:
     return DrawnDefect(shape, paint)
 
 
-# A core has the word of its colour, a rim the other word.
-COLOURS = {"red": (0.72, 0.12, 0.12), "blue": (0.10, 0.20, 0.62), "green": (0.14, 0.48, 0.20),
-           "black": (0.07, 0.07, 0.08), "white": (0.93, 0.92, 0.90), "grey": (0.50, 0.50, 0.51),
-           "yellow": (0.85, 0.70, 0.25), "brown": (0.44, 0.24, 0.10)}
-RIMS = {"red": "reddish", "blue": "bluish", "green": "greenish", "black": "blackish",
-        "white": "whitish", "grey": "greyish", "yellow": "yellowish", "brown": "brownish"}
-STAINS = ("red", "blue", "green", "black")
+STAINS = {"red": (0.72, 0.12, 0.12), "blue": (0.10, 0.20, 0.62), "green": (0.14, 0.48, 0.20),
+          "black": (0.07, 0.07, 0.08)}
 
 
 def stain(rng: np.random.Generator, centre: Array, size: float, tint: str) -> DrawnDefect:
     """A dried liquid: the surface shows through, and the edge is the darkest."""
-    shape, pigment = _blob(rng, centre, 0.85 * size, 0.22), colour(rng, COLOURS[tint], spread=0.03)
+    shape, pigment = _blob(rng, centre, 0.85 * size, 0.22), colour(rng, STAINS[tint], spread=0.03)
     uneven = Noise(rng, 8, 8)
 
     def paint(view: View, d: Array, surface: Array) -> Array:
@@ -193,41 +186,6 @@ def burn(rng: np.random.Generator, centre: Array, size: float) -> DrawnDefect:
     return DrawnDefect(shape, paint)
 
 
-def spot(rng: np.random.Generator, centre: Array, size: float, core: str,
-         rim: str) -> DrawnDefect:
-    """A blob of two colours; how wide, soft, ragged and thick they are is random."""
-    shape = _blob(rng, centre, 0.88 * size, rng.uniform(0.08, 0.24))
-    inner, outer = (colour(rng, COLOURS[name], spread=0.03) for name in (core, rim))
-    ragged, strength = Noise(rng, 14, 14), rng.uniform(0, 0.06)
-    width, soft = rng.uniform(0.15, 0.45), rng.uniform(0.05, 0.25)
-    thin, rise, through = rng.uniform(0.5, 0.95), rng.uniform(0, 1.2), rng.uniform(0, 0.6)
-
-    def paint(view: View, d: Array, surface: Array) -> Array:
-        """The rim, through which the surface shows, and the core over it."""
-        depth = -d / (0.88 * size) + strength * ragged(view)
-        tinted = outer * (1 - 0.5 * through + through * surface)
-        rimmed = mix(surface, tinted, np.clip(thin + rise * depth, 0, 0.95))
-        filled = mix(rimmed, inner, np.clip((depth - width) / soft, 0, 1))
-        return mix(surface, filled, view.cover(d))
-    return DrawnDefect(shape, paint)
-
-
-def streak(rng: np.random.Generator, centre: Array, size: float, core: str,
-           rim: str) -> DrawnDefect:
-    """A line of one colour with edges of another, straight or bent."""
-    bend = rng.choice([0.06, 0.15, 0.4])
-    points = _walk(rng, centre, 2.4 * size, 6, bend, rng.uniform(0, np.pi))
-    width = rng.uniform(0.010, 0.018)
-    shape = _line(points, width * np.array([0.6, 0.9, 1.1, 1.1, 0.9, 0.6]))
-    inner, outer = (colour(rng, COLOURS[name], spread=0.03) for name in (core, rim))
-    lip, thin = rng.uniform(0.25, 0.55) * width, rng.uniform(0.6, 0.95)
-
-    def paint(view: View, d: Array, surface: Array) -> Array:
-        """The edges, and the line between them."""
-        edged = mix(surface, outer, thin * view.cover(d))
-        return mix(edged, inner, 0.9 * view.cover(d + lip))
-    return DrawnDefect(shape, paint)
-
-
 DEFECTS: dict[str, Callable[..., DrawnDefect]] = {
-    f.__name__: f for f in (scratch, crack, cut, hole, stain, glue, dent, burn, spot, streak)}
+    f.__name__: f for f in (scratch, crack, cut, hole, stain, glue, dent, burn)}
+THIN = ("scratch", "crack", "cut")

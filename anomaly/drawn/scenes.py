@@ -1,12 +1,10 @@
 """Pictures with masks and captions: what the embedded checkpoint is trained on.
 
-    a photo of wood                                          normal
-    a photo of wood with large red stain top left            a defect, its size and place
-    a photo of wood with small red whitish spot center       red within, whitish at the rim
-    a photo of mask with huge scratch                        a defect's shape, white on black
+    a photo of wood                                 normal
+    a photo of wood with large red stain top left   the defect, its size and place in the picture
+    a photo of mask with large stain top left       the mask itself, white on black
 
-The combinations of HELD_OUT and the kind UNSEEN are in none of them, nor are the two tones of that
-kind: they are left to the demo.
+The combinations of HELD_OUT and the kind UNSEEN are in none of them: they are left to the demo.
 """
 
 from collections.abc import Callable
@@ -15,12 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from anomaly.crop import MARGIN
-from anomaly.drawn.defects import COLOURS, DEFECTS, RIMS, STAINS, DrawnDefect
+from anomaly.drawn.defects import DEFECTS, STAINS, DrawnDefect
 from anomaly.drawn.fields import Array, Noise, View
 from anomaly.drawn.products import OBJECTS, PRODUCTS, Product
 
 HELD_OUT = {("leather", "glue"), ("metal", "stain"), ("pill", "crack")}
-UNSEEN, TONES_OF_UNSEEN = "burn", ("black", "brown")     # its core and its rim
+UNSEEN = "burn"
 # A defect lies near the middle of the frame or of one of its quarters: of SPOTS places on the
 # product the one that is nearest. Places anywhere would leave a word like "top left" with too
 # little to say for a small model to learn it.
@@ -30,11 +28,10 @@ SIZES = (0.07, 0.22)    # of a defect, about half its extent, in frames; log-uni
 LARGE, HUGE = 0.36, 0.6
 # The centroid that far from the centre in x and in y: a corner's words; nearer in both: "center".
 SIDE, MIDDLE = 0.08, 0.10
-# Shares of normals among all; among the defects of those framed as the tools frame them, and of
-# wider frames. The rest shows the whole product.
-NORMAL, AS_TOOLS, CLOSE = 0.15, 0.55, 0.2
-CLOSE_UP = (1.15, 2.0)  # side of a wider frame over the longer side of the mask
-# Shares of the captions that leave words out, so that fewer of them still mean something. A shape
+# Shares of normals and of masks among all, of crops among the defects.
+NORMAL, MASKS, CLOSE = 0.20, 0.13, 0.5
+CLOSE_UP = (1.15, 2.0)  # side of a crop over the longer side of the mask
+# Shares of the captions that leave words out, so that fewer of them still mean something. A mask
 # keeps its name.
 NO_WORDS, NO_PLACE, NO_PRODUCT = 0.10, 0.10, 0.08
 WHOLE = View(0.0, 0.0, 1.0, 64)
@@ -47,7 +44,7 @@ class Scene:
     product: Product
     light: Callable[[View], Array]
     defect: DrawnDefect | None
-    tint: str               # the colour words of a stain, a spot or a streak, else ""
+    tint: str               # the colour word of a stain, else ""
 
     def mask(self, view: View) -> Array:
         """(h, w) bool: where the defect is."""
@@ -55,23 +52,15 @@ class Scene:
 
     def render(self, view: View) -> tuple[Array, Array]:
         """The photograph (h, w, 3) uint8 and its mask (h, w) bool."""
-        image, _, mask = self.before_and_after(view)
-        return image, mask
-
-    def before_and_after(self, view: View) -> tuple[Array, Array, Array]:
-        """The photograph with its defect and without, (h, w, 3) uint8, and the mask (h, w) bool."""
         surface, solid = self.product.paint(view)
-        light = self.light(view)[..., None]
-
-        def photograph(colours: Array) -> Array:
-            return np.clip(255 * colours * light + 0.5, 0, 255).astype(np.uint8)
-        clean = photograph(surface)
-        if self.defect is None:
-            return clean, clean, np.zeros(solid.shape, dtype=bool)
-        distance = self.defect.shape(view)
-        painted = self.defect.paint(view, distance, surface)
-        image = photograph(surface + solid[..., None] * (painted - surface))
-        return image, clean, (distance < 0) & (solid > 0.5)
+        image, mask = surface, np.zeros(solid.shape, dtype=bool)
+        if self.defect is not None:
+            distance = self.defect.shape(view)
+            painted = self.defect.paint(view, distance, surface)
+            image = surface + solid[..., None] * (painted - surface)
+            mask = (distance < 0) & (solid > 0.5)
+        lit = 255 * image * self.light(view)[..., None] + 0.5
+        return np.clip(lit, 0, 255).astype(np.uint8), mask
 
 
 def draw_scene(rng: np.random.Generator, product: str, defect: str | None) -> Scene:
@@ -89,19 +78,10 @@ def draw_scene(rng: np.random.Generator, product: str, defect: str | None) -> Sc
         return Scene(made, light, None, "")
     size, goal = np.exp(rng.uniform(*np.log(SIZES))), PLACES[rng.integers(len(PLACES))]
     centre = min((made.spot(rng) for _ in range(SPOTS)), key=lambda spot: np.hypot(*(spot - goal)))
-    tones = _tones(rng, defect)
-    words = [RIMS[tone] if at else tone for at, tone in enumerate(tones)]
-    return Scene(made, light, DEFECTS[defect](rng, centre, size, *tones), " ".join(words))
-
-
-def _tones(rng: np.random.Generator, defect: str) -> list[str]:
-    """The colours that a kind is to be told: a stain's, or core and rim, never those of UNSEEN."""
-    if defect == "stain":
-        return [str(rng.choice(STAINS))]
-    if defect not in ("spot", "streak"):
-        return []
-    tones = [str(tone) for tone in rng.choice(list(COLOURS), 2, replace=False)]
-    return _tones(rng, defect) if tuple(tones) == TONES_OF_UNSEEN else tones
+    if defect != "stain":
+        return Scene(made, light, DEFECTS[defect](rng, centre, size), "")
+    tint = str(rng.choice(list(STAINS)))
+    return Scene(made, light, DEFECTS["stain"](rng, centre, size, tint), tint)
 
 
 def extent(mask: Array) -> tuple[float, float, float]:
@@ -145,18 +125,11 @@ def describe(product: str, defect: str, tint: str, mask: Array, where: bool = Tr
 
 @dataclass(frozen=True)
 class Picture:
-    """image and clean (h, w, 3) uint8: with the defect and without; mask (h, w) bool, caption.
-
-    shape (h, w) bool: the defect framed as the mask model frames the masks it learns, with the
-    caption of that picture. A normal has neither: nothing, and "".
-    """
+    """image (h, w, 3) uint8, mask (h, w) bool, caption."""
 
     image: Array
-    clean: Array
     mask: Array
-    shape: Array
     caption: str
-    shape_caption: str
 
 
 def pairs() -> list[tuple[str, str]]:
@@ -164,40 +137,37 @@ def pairs() -> list[tuple[str, str]]:
     return [(p, d) for p in PRODUCTS for d in DEFECTS if d != UNSEEN and (p, d) not in HELD_OUT]
 
 
-# An object's shape takes longer to learn than a texture, a line or two tones longer than a blob of
-# one: these are drawn twice as often.
+# An object's shape takes longer to learn than a texture: objects are drawn twice as often.
 OFTEN = [*PRODUCTS, *OBJECTS]
-KNOWN = [pair for product in OFTEN for pair in pairs() if pair[0] == product
-         for _ in range(2 if pair[1] in ("scratch", "spot", "streak") else 1)]
+KNOWN = [pair for product in OFTEN for pair in pairs() if pair[0] == product]
 
 
 def draw_picture(seed: int, number: int, pixels: int) -> Picture:
     """Picture `number` of the pretraining set of a seed."""
     rng = np.random.default_rng([seed, number])
-    normal, words = rng.uniform() < NORMAL, rng.uniform()
-    view = View(0.0, 0.0, 1.0, pixels)
-    if normal:
+    kind, words = rng.uniform(), rng.uniform()
+    if kind < NORMAL:
         product = str(rng.choice(OFTEN))
-        image, mask = draw_scene(rng, product, None).render(view)
-        caption = "" if words < NO_WORDS else f"a photo of {product}"
-        return Picture(image, image, mask, mask, caption, "")
+        image, mask = draw_scene(rng, product, None).render(View(0.0, 0.0, 1.0, pixels))
+        return Picture(image, mask, "" if words < NO_WORDS else f"a photo of {product}")
     product, defect = KNOWN[rng.integers(len(KNOWN))]
     scene = draw_scene(rng, product, defect)
-    whole, frame, shift = scene.mask(WHOLE), rng.uniform(), rng.uniform(-0.5, 0.5, 2)
-    if whole.any():
-        as_tools = close_up(whole, pixels, MARGIN, np.zeros(2))
-        shape = scene.mask(as_tools)
-        if frame < AS_TOOLS:
-            view = as_tools
-        elif frame < AS_TOOLS + CLOSE:
-            view = close_up(whole, pixels, rng.uniform(*CLOSE_UP), shift)
-        image, clean, mask = scene.before_and_after(view)
-    # A thin defect between the pixels, or beside an object's edge.
-    if not (whole.any() and shape.any() and mask.any()):
+    view, whole = View(0.0, 0.0, 1.0, pixels), scene.mask(WHOLE)
+    if rng.uniform() < CLOSE and whole.any():
+        margin, shift = rng.uniform(*CLOSE_UP), rng.uniform(-0.5, 0.5, 2)
+        if kind < NORMAL + MASKS:       # as the mask model frames the masks it learns
+            margin, shift = MARGIN, np.zeros(2)
+        view = close_up(whole, pixels, margin, shift)
+    image, mask = scene.render(view)
+    if not mask.any():      # a thin defect between the pixels, or beside an object's edge
         return draw_picture(seed, number + (1 << 32), pixels)
+    tint = scene.tint
+    if kind < NORMAL + MASKS:
+        product, tint = "mask", ""
+        image = np.repeat(np.where(mask, np.uint8(255), np.uint8(0))[..., None], 3, axis=2)
+    caption = describe(product, defect, tint, mask, where=words >= NO_WORDS + NO_PLACE)
     if words < NO_WORDS:
-        return Picture(image, clean, mask, shape, "", "")
-    caption = describe(product, defect, scene.tint, mask, where=words >= NO_WORDS + NO_PLACE)
-    if words > 1 - NO_PRODUCT:
+        caption = ""
+    elif words > 1 - NO_PRODUCT and product != "mask":
         caption = caption.replace(f"a photo of {product} with ", "a photo of ")
-    return Picture(image, clean, mask, shape, caption, describe("mask", defect, "", shape))
+    return Picture(image, mask, caption)

@@ -19,13 +19,10 @@ CONFIG = VAEConfig(channels=(32, 48, 64), layers_per_block=1, norm_groups=8, sca
 RATE, AVERAGE = 1.5e-3, 0.999
 CROP, CROPS, WHOLE = 64, 8, 4       # side and number of a step's crops; number of whole pictures
 CROP_SHARE = 0.7                    # of the steps
-SHAPE_SHARE = 0.15                  # of the pictures are those of shapes
 
 
 def to_float(images: np.ndarray) -> Tensor:
-    """(b, h, w, 3) uint8, or shapes (b, h, w) bool -> (b, 3, h, w) in [-1, 1]."""
-    if images.dtype == bool:
-        return torch.tensor(images)[:, None].expand(-1, 3, -1, -1).float() * 2 - 1
+    """(b, h, w, 3) uint8 -> (b, 3, h, w) in [-1, 1]."""
     return torch.tensor(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
@@ -37,10 +34,7 @@ def batch(pictures: PictureSet, seed: int, step: int, steps: int) -> tuple[Tenso
     images, masks = [], []
     for i in rng.integers(len(pictures.captions), size=CROPS if crops else WHOLE):
         y, x = rng.integers(0, size - side + 1, 2)
-        image, mask, shape = (a[i, y:y + side, x:x + side]
-                              for a in (pictures.images, pictures.masks, pictures.shapes))
-        if rng.uniform() < SHAPE_SHARE:
-            image, mask = np.where(shape[..., None], np.uint8(255), np.zeros_like(image)), shape
+        image, mask = (a[i, y:y + side, x:x + side] for a in (pictures.images, pictures.masks))
         flips = [axis for axis in (0, 1) if rng.uniform() < 0.5]
         image, mask = np.flip(image, flips), np.flip(mask, flips)
         if rng.uniform() < 0.5:
@@ -85,10 +79,9 @@ def train_step(vae: VAE, stage: Stage, pictures: PictureSet, seed: int, steps: i
 
 @torch.no_grad()
 def encode_all(vae: VAE, images: np.ndarray, device: str, size: int = 16) -> Tensor:
-    """The means of the latents of images or shapes, (n, 4, h, w) float16 on the CPU."""
-    with half_precision(device):
-        parts = [vae.encode(to_float(images[i:i + size]).to(device))[0].half().cpu()
-                 for i in range(0, len(images), size)]
+    """The means of the latents, (n, 4, h, w) float16 on the CPU."""
+    parts = [vae.encode(to_float(images[i:i + size]).to(device))[0].half().cpu()
+             for i in range(0, len(images), size)]
     return torch.cat(parts)
 
 

@@ -23,7 +23,7 @@ from ldm.text_encoder import TextEncoder
 from ldm.unet import UNet
 from pretraining.state import Stage, half_precision
 
-UNET = UNetConfig(channels=(64, 96, 192), cross_attention=(False, True, True), layers_per_block=1,
+UNET = UNetConfig(channels=(48, 96, 192), cross_attention=(False, True, True), layers_per_block=1,
                   heads=(4, 4, 4), context_dim=128, norm_groups=16, sample_size=32)
 # With Stable Diffusion's betas, up to 0.012, pictures of 32 x 32 latents show through all noise: at
 # t = 951, where 20 steps start, the mean of a channel has 5.6 times the noise's variance. The model
@@ -33,12 +33,9 @@ UNET = UNetConfig(channels=(64, 96, 192), cross_attention=(False, True, True), l
 SCHEDULE = ScheduleConfig(beta_end=0.025, v_prediction=True)
 RATE, AVERAGE, BATCH = 6e-4, 0.9995, 8
 TEXT_GUIDANCE, STEPS = 4.0, 20      # where whole pictures are made from captions
-# So many of a batch are pictures of shapes alone. A scratch's has STROKE_TURNS turns: straight
-# lines are what a small network is slowest to learn.
-SHAPES, STROKE_TURNS = 2, 5
-# Share of the photographs whose latents are the clean photograph's outside the defect's cells, as
-# blended sampling leaves them.
-BLENDED = 0.5
+# Shapes are learned from pictures of masks alone. The blobs of five kinds teach one another; a
+# scratch, the only straight stroke, is one in seven of them.
+MASK_TURNS, STROKE_TURNS = 2, 12
 # Extra weight of a defect's cells: together they count as this share of a picture, each up to MOST.
 DEFECT_SHARE, MOST = 0.35, 6.0
 
@@ -85,26 +82,22 @@ def initialise(unet: UNet) -> None:
 
 @dataclass(frozen=True)
 class Encoded:
-    """latents, clean and shapes (n, 4, h, w) float16, as in Picture; ids, shape_ids (n, L).
+    """latents (n, 4, h, w) float16, cells (n, h, w): share of each that is defect, ids (n, L).
 
-    cells (n, h, w): share of each that is defect; turns (k,): the numbers of the pictures whose
-    shapes have a caption, as often as each is to be drawn.
+    turns (k,): the numbers of the pictures, as often as each is to be drawn.
     """
 
     latents: Tensor
-    clean: Tensor
-    shapes: Tensor
     cells: Tensor
     ids: Tensor
-    shape_ids: Tensor
     turns: Tensor
 
 
-def turns(shape_captions: list[str]) -> Tensor:
-    """Each shape's number once, a scratch's STROKE_TURNS times, a normal's never."""
-    counts = [STROKE_TURNS if caption.endswith("scratch") else 1 if caption else 0
-              for caption in shape_captions]
-    return torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+def turns(captions: list[str]) -> Tensor:
+    """Each picture once, captioned masks MASK_TURNS times, a scratch's mask STROKE_TURNS times."""
+    counts = [1 if "mask" not in words else STROKE_TURNS if "scratch" in words else MASK_TURNS
+              for words in map(str.split, captions)]
+    return torch.arange(len(captions)).repeat_interleave(torch.tensor(counts))
 
 
 def shares(masks: np.ndarray, cells: int) -> Tensor:
@@ -126,36 +119,20 @@ def weights(cells: Tensor, signal: Tensor) -> Tensor:
     return 1 + signal[:, None, None, None] * cells * gain
 
 
-def batch(data: Encoded, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x_0 (BATCH, 4, h, w), cells (BATCH, 1, h, w), ids (BATCH, L) and t (BATCH,) of a step.
-
-    Photographs first, shapes behind them. The timesteps are stratified: one from each of BATCH
-    equal parts. Those of shapes lean to the noisy end, where a line's course is decided.
-    """
-    photographs = BATCH - SHAPES
-    i = torch.randint(len(data.latents), (photographs,), generator=rng)
-    j = data.turns[torch.randint(len(data.turns), (SHAPES,), generator=rng)]
-    cells = data.cells[i].float()[:, None]
-    blended = torch.rand((photographs, 1, 1, 1), generator=rng) < BLENDED
-    x_0 = torch.where(blended & (cells == 0), data.clean[i], data.latents[i])
-    parts = (torch.randperm(BATCH, generator=rng) + torch.rand(BATCH, generator=rng)) / BATCH
-    parts[photographs:] = parts[photographs:].sqrt()
-    return (torch.cat([x_0, data.shapes[j]]).float(),
-            torch.cat([cells, torch.zeros_like(cells[:1]).expand(SHAPES, -1, -1, -1)]),
-            torch.cat([data.ids[i], data.shape_ids[j]]),
-            (parts * SCHEDULE.train_timesteps).long())
-
-
 def train_step(unet: UNet, text_encoder: TextEncoder, stage: Stage, data: Encoded,
                seed: int, steps: int, device: str) -> float:
     """One step of the optimizer -> its loss, the weighted mean square of v - v_hat."""
     schedule = Schedule(SCHEDULE)
     rng = torch.Generator().manual_seed(seed_of(seed, 2, stage.step))
-    x_0, cells, ids, t = batch(data, rng)
+    i = data.turns[torch.randint(len(data.turns), (BATCH,), generator=rng)]
+    x_0 = data.latents[i].float()
+    # Stratified: one timestep from each of BATCH equal parts.
+    parts = (torch.arange(BATCH) + torch.rand(BATCH, generator=rng)) / BATCH
+    t = (parts * SCHEDULE.train_timesteps).long()
     eps = torch.randn(x_0.shape, generator=rng)
     x_t, v = schedule.q_sample(x_0, t, eps), schedule.target(x_0, t, eps)
-    weight = weights(cells, schedule.alphas_cumprod[t])
-    x_t, v, t, weight, ids = (x.to(device) for x in (x_t, v, t, weight, ids))
+    weight = weights(data.cells[i].float()[:, None], schedule.alphas_cumprod[t])
+    x_t, v, t, weight, ids = (x.to(device) for x in (x_t, v, t, weight, data.ids[i]))
     with torch.no_grad():
         context = text_encoder.encode(text_encoder.embed(ids))
     with half_precision(device):

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from anomaly.drawn.defects import COLOURS, DEFECTS, RIMS
+from anomaly.drawn.defects import DEFECTS, STAINS
 from anomaly.drawn.products import PRODUCTS
 from anomaly.files.atomic_files import write_tensors
 from ldm.config import ScheduleConfig, TextConfig, UNetConfig, VAEConfig
@@ -21,7 +21,7 @@ Merges = list[tuple[str, str]]
 def caption_words() -> list[str]:
     """Every word of the captions, and the names a user of the demo may write."""
     words = "a photo of with mask small large center top bottom left right".split()
-    return [*words, *PRODUCTS, *DEFECTS, *COLOURS, *RIMS.values(), "huge"]
+    return [*words, *PRODUCTS, *DEFECTS, *STAINS, "huge"]
 
 
 def _split(word: str, merges: Merges) -> list[str]:
