@@ -168,6 +168,9 @@ def test_the_gpus_benchmark_is_rehearsed_on_a_cpu(tmp_path, monkeypatch):
     assert not [row for table in found.values() for row in table if "error" in row]
     assert all(f"## {title}\n" in page for title in found)
     assert "again: 2 of 2 pictures have the same bytes" in page
+    last = [*found.values()][-1]
+    assert [row["U-Net"] for row in last] == ["ours, compiled", "diffusers, compiled"]
+    assert all(float(row["difference"]) == 0 for row in last)       # compiled by nothing here
 
 
 def test_a_table_that_fails_says_so_and_the_others_go_on(tmp_path, monkeypatch):
@@ -193,6 +196,13 @@ def test_a_table_that_fails_says_so_and_the_others_go_on(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "gpu.json").read_text()) == {
         "What breaks": [{"a": "1"}, {"error": "out of memory"}], "What does not": [{"b": "2"}],
         "What comes last": [{"error": "'a name'"}]}
+    monkeypatch.setattr(gpu, "MINUTES", 0)
+    monkeypatch.setattr(gpu, "compiled", whole)
+    with pytest.raises(RuntimeError, match="^What breaks; What does not: ended in an error"):
+        gpu.main("cpu")
+    over = [{"error": "0 minutes are over; what is missing was left out"}]
+    assert json.loads((tmp_path / "gpu.json").read_text()) == {
+        "What breaks": over, "What does not": over}
 
 
 def test_the_cpus_benchmark_prints_a_table_of_each(monkeypatch, capsys):

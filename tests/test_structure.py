@@ -34,7 +34,7 @@ LIMITS = {      # folder -> code lines at most, and what of the project its file
     "tools": (925, EVERYTHING | {"cli", "display", "benchmarks", "evaluation", "pretraining",
                                  "anomaly.__version__"}),
     "tools/evaluation": (1175, EVERYTHING | {"evaluation"}),
-    "tools/benchmarks": (1050, EVERYTHING | {"benchmarks", "pretraining"} | REFERENCES),
+    "tools/benchmarks": (1065, EVERYTHING | {"benchmarks", "pretraining"} | REFERENCES),
     "tools/pretraining": (350, EVERYTHING | {"pretraining"}),
     "docs": (155, EVERYTHING),
 }

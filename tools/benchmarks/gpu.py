@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from anomaly.files.atomic_files import write_json, write_text
-from benchmarks.measuring import Bench, Part, Row, Sizes, markdown, named, short
+from benchmarks.measuring import Bench, Part, Row, Sizes, largest, markdown, named, short
 from benchmarks.peers import unet_of_diffusers
 from benchmarks.rows import TABLES
 from ldm.config import SD2_TEXT, SD2_UNET, TextConfig, UNetConfig, VAEConfig
@@ -28,6 +29,7 @@ GPU = Sizes(matrix=8192, repeats=3, seconds=0.2, dtypes=(torch.float16,),
             pairs=((256, 1, 20, 1.0), (512, 1, 20, 2.0), (256, 64, 10, 1.0), (512, 16, 20, 2.0),
                    (256, 64, 20, 2.0), (256, 64, 50, 1.0)),
             training=((256, 4), (512, 1), (512, 4)), training_steps=10, compiled=(256, 64))
+MINUTES = 8
 # The same on a CPU, to see that it runs.
 REHEARSAL = Sizes(
     matrix=64, repeats=1, seconds=0, dtypes=(torch.bfloat16,), unet=((32, 1),),
@@ -49,8 +51,7 @@ def halves(bench: Bench, kind: Callable[..., Part], config: object, name: str,
         model = bench.made(kind, config, dtype)
         found = {what: run(model).float() for what, run in work.items()}
         yield {"part": name, "dtype": short(dtype), **{
-            what: f"{float((found[what] - e).abs().max() / e.abs().max()):.1e}"
-            for what, e in exact.items()}}
+            what: f"{largest(found[what], e):.1e}" for what, e in exact.items()}}
 
 
 def family(bench: Bench, name: str, unet: UNetConfig, text: TextConfig) -> Iterator[Row]:
@@ -82,50 +83,66 @@ def precision(bench: Bench) -> Iterator[Row]:
         "with w_m, or decoding": lambda model: model.decode(bench.noise(1, 4, 32, 32))})
 
 
-def graph_of(call: Callable[[], Tensor]) -> Callable[[], None]:
-    """A call recorded on a GPU and replayed as one launch."""
+def graph_of(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """A call recorded on a GPU and replayed as one launch; what it gives is overwritten by it."""
     aside, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
         call()      # libraries set themselves up, which cannot be recorded
     aside.synchronize()
     with torch.cuda.graph(graph):
-        call()
-    return graph.replay
+        out = call()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return out
+    return replay
 
 
 @torch.no_grad()
 def compiled(bench: Bench) -> Iterator[Row]:
-    """One call of the U-Net as a CUDA graph, and compiled, beside diffusers' compiled."""
+    """One call of the U-Net as a CUDA graph, and compiled, beside diffusers' compiled.
+
+    difference: from the plain call, largest over largest value.
+    """
     config, dtype = bench.sizes.models[0], bench.sizes.dtypes[0]
     # A CPU may have no compiler; there this is a rehearsal.
     backend = "inductor" if bench.device == "cuda" else "eager"
     ours = bench.made(UNet, config, dtype)
-    models = {"ours": ours, "diffusers": unet_of_diffusers(ours)}
     pixels, batch = bench.sizes.compiled
     side = pixels // bench.sizes.models[2].factor
     x, context = (bench.noise(batch, *shape).to(dtype)
                   for shape in ((4, side, side), (77, config.context_dim)))
     t = torch.full((batch,), 500, device=bench.device)
+
+    def row(name: str, plain: Callable[[], Tensor], faster: Callable[[], Tensor]) -> Row:
+        took, expected = bench.seconds(plain=plain, faster=faster), plain()
+        return {**named(dtype, pixels, batch), "U-Net": name, "ms": f"{1e3 * took['plain']:.1f}",
+                "faster, ms": f"{1e3 * took['faster']:.1f}",
+                "difference": f"{largest(faster(), expected):.1e}"}
     if bench.device == "cuda":
-        took = bench.seconds(plain=partial(ours, x, t, context),
-                             graph=graph_of(lambda: ours(x, t, context)))
-        yield {**named(dtype, pixels, batch), "U-Net": "ours, as a graph",
-               **{f"{how}, ms": f"{1e3 * took[how]:.1f}" for how in took}}
-    for name, model in models.items():
+        plain = partial(ours, x, t, context)
+        yield row("ours, as a graph", plain, graph_of(plain))
+    models: dict[str, tuple[nn.Module | None, Callable[[Any], Tensor]]] = {
+        "ours": (ours, lambda out: out),
+        "diffusers": (unet_of_diffusers(ours), lambda out: out.sample)}
+    for name, (model, told) in models.items():
         if model is not None:
             fast, start = torch.compile(model, backend=backend), time.perf_counter()
             fast(x, t, context)
-            row = {"U-Net": name, "compiling, s": f"{time.perf_counter() - start:.0f}"}
-            took = bench.seconds(plain=partial(model, x, t, context),
-                                 compiled=partial(fast, x, t, context))
-            yield {**named(dtype, pixels, batch), **row, **{
-                f"{how}, ms": f"{1e3 * took[how]:.1f}" for how in took}}
+            seconds = time.perf_counter() - start
+            calls = [lambda call=call, told=told: told(call(x, t, context))
+                     for call in (model, fast)]
+            yield {**row(f"{name}, compiled", *calls), "compiling, s": f"{seconds:.0f}"}
 
 
 def main(device: str = "cuda") -> None:
-    """Measure; a table that fails says so in its last row, and the others go on."""
+    """Measure; a table that fails says so in its last row, and the others go on.
+
+    After MINUTES no row is begun.
+    """
     bench = Bench(device, REHEARSAL if device == "cpu" else GPU)
+    until = time.monotonic() + 60 * MINUTES
     tables = dict[str, list[Row]]()
     for table in (TABLES[0], precision, *TABLES[1:], compiled):
         found = tables[(table.__doc__ or "").splitlines()[0].rstrip(".")] = list[Row]()
@@ -137,9 +154,12 @@ def main(device: str = "cuda") -> None:
             write_text(Path("gpu.md"), "\n".join(
                 f"## {title}\n\n{markdown(some)}" for title, some in tables.items()))
         try:
-            for row in table(bench):
+            begun = table(bench)
+            while time.monotonic() < until and (row := next(begun, None)) is not None:
                 keep(row)
-        except Exception as err:      # whatever it is, the other tables are worth having
+            if time.monotonic() >= until:
+                raise TimeoutError(f"{MINUTES} minutes are over; what is missing was left out")
+        except Exception as err:    # whatever it is, the other tables are worth having
             keep({"error": " ".join(str(getattr(err, "stderr", None) or err)[-300:].split())})
     if broken := [title for title, found in tables.items() if any("error" in row for row in found)]:
         raise RuntimeError(f"{'; '.join(broken)}: ended in an error, see gpu.md")

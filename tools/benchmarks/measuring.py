@@ -107,6 +107,11 @@ class Bench:
         return lambda: a @ a, 2 * self.sizes.matrix ** 3
 
 
+def largest(found: Tensor, expected: Tensor) -> float:
+    """Largest difference over largest value."""
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
 def memory(what: str) -> int:
     """Bytes of this process, of a line of Linux's /proc/self/status."""
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -22,6 +22,7 @@ from transformers import CLIPTextModel
 
 from anomaly.sampler import Guidance, ddim
 from benchmarks.loading import Loading, measure
+from benchmarks.measuring import largest
 from benchmarks.original_layout import write_original
 from benchmarks.random_models import FULL, Family, write_folder
 from ldm.model import StableDiffusion
@@ -139,11 +140,6 @@ def our_outputs(sd: StableDiffusion, ids: Tensor) -> dict[str, Tensor]:
             lambda i: sd.text_encoder.encode(sd.text_encoder.embed(i)), sd.unet,
             lambda image: torch.cat(sd.vae.encode(image)), sd.vae.decode,
             lambda x, c: ddim(sd, x, c, Guidance(1.0, c), STEPS), ids))
-
-
-def largest(found: Tensor, expected: Tensor) -> float:
-    """Largest difference over largest value."""
-    return float((found - expected).abs().max() / expected.abs().max())
 
 
 def compare(family: Family, scratch: Path) -> Iterator[tuple[str, dict[str, float], Loading]]:
