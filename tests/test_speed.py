@@ -173,6 +173,13 @@ def test_the_gpus_benchmark_is_rehearsed_on_a_cpu(tmp_path, monkeypatch):
     assert all(float(row["difference"]) == 0 for row in last)       # compiled by nothing here
 
 
+def test_a_compiled_call_that_computes_something_else_shows(monkeypatch):
+    monkeypatch.setattr(gpu, "unet_of_diffusers", lambda unet: None)
+    monkeypatch.setattr(torch, "compile", lambda unet, backend: lambda *x: 3 * unet(*x))
+    row, = gpu.compiled(Bench("cpu", gpu.REHEARSAL))
+    assert float(row["difference"]) == pytest.approx(2, rel=0.05)
+
+
 def test_a_table_that_fails_says_so_and_the_others_go_on(tmp_path, monkeypatch):
     def broken(bench):
         """What breaks."""

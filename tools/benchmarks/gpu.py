@@ -29,7 +29,7 @@ GPU = Sizes(matrix=8192, repeats=3, seconds=0.2, dtypes=(torch.float16,),
             pairs=((256, 1, 20, 1.0), (512, 1, 20, 2.0), (256, 64, 10, 1.0), (512, 16, 20, 2.0),
                    (256, 64, 20, 2.0), (256, 64, 50, 1.0)),
             training=((256, 4), (512, 1), (512, 4)), training_steps=10, compiled=(256, 64))
-MINUTES = 8
+MINUTES = 8         # after which no row is begun
 # The same on a CPU, to see that it runs.
 REHEARSAL = Sizes(
     matrix=64, repeats=1, seconds=0, dtypes=(torch.bfloat16,), unet=((32, 1),),
@@ -126,21 +126,18 @@ def compiled(bench: Bench) -> Iterator[Row]:
     models: dict[str, tuple[nn.Module | None, Callable[[Any], Tensor]]] = {
         "ours": (ours, lambda out: out),
         "diffusers": (unet_of_diffusers(ours), lambda out: out.sample)}
-    for name, (model, told) in models.items():
+    for name, (model, tensor_of) in models.items():
         if model is not None:
             fast, start = torch.compile(model, backend=backend), time.perf_counter()
             fast(x, t, context)
             seconds = time.perf_counter() - start
-            calls = [lambda call=call, told=told: told(call(x, t, context))
+            calls = [lambda of=tensor_of, call=call: of(call(x, t, context))
                      for call in (model, fast)]
             yield {**row(f"{name}, compiled", *calls), "compiling, s": f"{seconds:.0f}"}
 
 
 def main(device: str = "cuda") -> None:
-    """Measure; a table that fails says so in its last row, and the others go on.
-
-    After MINUTES no row is begun.
-    """
+    """Measure; a table that fails says so in its last row, and the others go on."""
     bench = Bench(device, REHEARSAL if device == "cpu" else GPU)
     until = time.monotonic() + 60 * MINUTES
     tables = dict[str, list[Row]]()
@@ -158,8 +155,8 @@ def main(device: str = "cuda") -> None:
             while time.monotonic() < until and (row := next(begun, None)) is not None:
                 keep(row)
             if time.monotonic() >= until:
-                raise TimeoutError(f"{MINUTES} minutes are over; what is missing was left out")
-        except Exception as err:    # whatever it is, the other tables are worth having
+                keep({"error": f"{MINUTES} minutes are over; what is missing was left out"})
+        except Exception as err:      # whatever it is, the other tables are worth having
             keep({"error": " ".join(str(getattr(err, "stderr", None) or err)[-300:].split())})
     if broken := [title for title, found in tables.items() if any("error" in row for row in found)]:
         raise RuntimeError(f"{'; '.join(broken)}: ended in an error, see gpu.md")
